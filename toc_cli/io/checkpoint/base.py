@@ -1,0 +1,89 @@
+"""What a checkpoint is to the rest of the tool: a cheap listing, tensors on request, and a way to write an edited copy.
+
+The listing comes from headers alone; `get` reads one tensor. A reader never runs code of the file and never leaves its folder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the listing, known without its data."""
+
+    section: tuple[str, ...]
+    """Nested dictionaries around it: `("state_dict",)` in a Lightning file, `()` in safetensors."""
+    name: str
+    """Its name inside the section."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: Hashable = None
+    """Equal for tensors that share one storage in the file; None where the container cannot share."""
+
+    @property
+    def key(self) -> str:
+        """The full name, sections first: `state_dict/quantize.embedding.weight`."""
+        return "/".join((*self.section, self.name))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What an edited copy changes; everything else stays byte for byte."""
+
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Replaced or added tensors, by full key."""
+    config: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
+    """Values of `config.json`, by path: `("vq_config", "embed_dim"): 10`."""
+    values: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
+    """Plain values inside a torch file, by path: `("metadata", "kwargs", "codebook_dim"): [5, 4, 6]`."""
+
+
+class Checkpoint(ABC):
+    """A readable checkpoint. One subclass per container, each in its own file."""
+
+    container: str
+    """safetensors, sharded safetensors, torch, npz, npy, h5, faiss, toc artefact."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """As the user named it: a file, or a folder."""
+        self.infos: dict[str, TensorInfo] = {}
+        """The listing by full key, in file order."""
+        self.files: tuple[Path, ...] = ()
+        """Every file that holds part of it, for hashing: weights first, then config.json."""
+        self.config: dict[str, Any] | None = None
+        """`config.json` of a Hugging Face folder (or beside the named file); None without one."""
+        self.values: dict[tuple[str, ...], Any] = {}
+        """Plain leaves (numbers, strings, lists) of a torch file or of container metadata, by path."""
+        self.read_only: str | None = None
+        """Why an edited copy cannot be written in this container; None where it can."""
+
+    @abstractmethod
+    def get(self, key: str) -> torch.Tensor:
+        """The tensor under a full key, in its stored dtype and shape, on the CPU. InputError if it cannot be read."""
+
+    @abstractmethod
+    def write(self, target: Path, edits: Edits) -> list[Path]:
+        """Write an edited copy to `target` (a folder where the input is a folder or sharded, else a file).
+
+        Keys, order, dtypes, metadata and sharing of storage stay; nothing is left under a final name on failure (OutputError).
+        Returns the files written. UsageError with `read_only` where that is set.
+        """
+
+    def close(self) -> None:
+        """Release file handles."""
