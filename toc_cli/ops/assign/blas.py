@@ -1,0 +1,85 @@
+"""The search on plain torch operations: a float32 product in cache-sized tiles, then the certificate and the float64 re-check.
+
+It serves where the compiled kernel was not built, and on accelerators without Triton.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .certificate import MAX_DIMENSIONS, Frame, frame
+from .naive import pair_distances
+
+TILE = 1 << 20  # scores held at a time
+GATHER = 1 << 22  # elements of (row, code) pairs compared in float64 at a time
+
+
+def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Nearest index (N,), its distance (N,), second best distance (N,) float64, and the number of re-checked rows.
+
+    The second distance is exact where it lies within `reach` (relative) of the best (always, if inf), else inf.
+    """
+    n, device = len(x), x.device
+    index = torch.zeros(n, dtype=torch.int64, device=device)
+    best = torch.zeros(n, dtype=torch.float64, device=device)
+    second = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
+    around = frame(codes, metric)
+    exact = torch.float32 if _ieee_products() and codes.shape[1] <= MAX_DIMENSIONS else torch.float64
+    panel, bias = (part.to(exact) for part in around.codes(codes))
+    checked = 0
+    step = max(16, TILE // len(codes))
+    for start in range(0, n, step):
+        rows = x[start : start + step] if kept is None else x[start : start + step].index_select(1, kept)
+        centred = around.rows(rows).to(exact)
+        scores = torch.addmm(bias, centred, panel.T)  # (n, K)
+        top, found = scores.max(1)
+        distance = pair_distances(rows, codes[found], metric)
+        threshold = _threshold(scores, top, found, distance, around, centred, reach)
+        candidates = ~(scores < threshold[:, None])  # NaN counts as a candidate
+        close = (candidates.sum(1) != 1).nonzero()[:, 0]
+        stop = start + len(rows)
+        index[start:stop], best[start:stop] = found, distance
+        if len(close):
+            at = start + close
+            index[at], best[at], second[at] = _recheck(rows[close], codes, candidates[close], metric)
+            checked += len(close)
+    return index, best, second, checked
+
+
+def _ieee_products() -> bool:
+    """Whether float32 products are float32 here: TF32 and bfloat16 modes would break the error bound."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+def _threshold(
+    scores: Tensor, top: Tensor, found: Tensor, distance: Tensor, around: Frame, centred: Tensor, reach: float
+) -> Tensor:
+    """The score (n,) that every code must reach which is, by the certificate, possibly nearest or wanted as second best."""
+    eta = around.eta(centred.double().norm(dim=1))
+    if reach == torch.inf and scores.shape[1] > 1:
+        floor = scores.scatter(1, found[:, None], -torch.inf).amax(1).double() - 2 * eta
+    else:
+        floor = top.double() - 2 * (1 + reach) * eta
+        if reach:
+            floor -= reach * distance.abs() * around.per_distance
+    # rounded down, so that no candidate is lost to the conversion
+    return torch.nextafter(floor.to(scores.dtype), torch.full_like(top, -torch.inf))
+
+
+def _recheck(rows: Tensor, codes: Tensor, candidates: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The float64 comparison of the candidate codes (m, K) of rows (m, D): index, distance, second distance (m,)."""
+    row, code = candidates.nonzero(as_tuple=True)  # codes ascend within a row
+    step = max(1, GATHER // codes.shape[1])
+    distance = torch.cat(
+        [pair_distances(rows[i], codes[k], metric) for i, k in zip(row.split(step), code.split(step), strict=True)]
+    )
+    smallest = _least(distance, row, len(rows), torch.inf)
+    index = _least(torch.where(distance == smallest[row], code, len(codes)), row, len(rows), len(codes))
+    second = _least(torch.where(code == index[row], torch.inf, distance), row, len(rows), torch.inf)
+    return index, smallest, second
+
+
+def _least(values: Tensor, row: Tensor, rows: int, start: float) -> Tensor:
+    """Smallest value of each row (P,) -> (rows,)."""
+    return torch.full((rows,), start, dtype=values.dtype, device=values.device).scatter_reduce(0, row, values, "amin")

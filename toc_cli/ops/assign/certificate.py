@@ -1,0 +1,98 @@
+"""The proof that a float32 search found the float64 argmin, and the search space when it may not have.
+
+The candidate pass maximises a float32 score that orders the codes as the distance does:
+
+    euclidean   s_k = X.E_k - |E_k|^2 / 2,  X = scale (x - mu), E_k = scale (e_k - mu)
+    dot         s_k = X.E_k,                X = x,              E_k = scale (e_k - mu)
+    cosine      s_k = X.E_k,                X = x,              E_k = scale (e_k / |e_k| - mu)
+
+mu is the mean code (a shift that moves all scores of a row alike), scale a power of two that brings the largest |E_k| = R to [1/2, 1).
+With u = 2^-24, Cauchy-Schwarz and the standard model of floating point, in whatever order the D products are summed,
+
+    |computed s_k - s_k| <= eta(x) = slope |X| + offset + curve |X|^2
+
+where the slope holds the rounding of X and E (2u), of the bias (u) and of the sum ((D + 2) u), each times R; the offset its |E|^2/2 part and
+underflow; curve (and a part of the others) the rounding of the float64 reference itself. So the float64 argmin is among the codes whose computed
+score is at least the best one minus 2 eta; where that is a single code nothing is left to do, else those codes are compared in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .naive import row_norms
+
+U = 2.0**-24  # unit roundoff of float32
+U64 = 2.0**-53  # unit roundoff of float64
+TINY = 2.0**-126  # smallest normal float32: bounds every underflow, also where subnormals are flushed
+MAX_DIMENSIONS = 1 << 16  # the first-order bound below carries a 1 % surcharge, enough up to here
+CHUNK = 1 << 20  # elements of a codebook looked at in float64 at a time
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How one codebook is centred and scaled, and the error bound that follows."""
+
+    mu: Tensor
+    """Mean code (D,), representable in float32."""
+    scale: float
+    """Power of two on the codes; on the rows too where the metric is euclidean."""
+    slope: float
+    offset: float
+    curve: float
+    metric: str
+
+    @property
+    def per_distance(self) -> float:
+        """Change of the score per unit of distance (for cosine, of similarity times |x|)."""
+        return self.scale * self.scale / 2 if self.metric == "euclidean" else self.scale
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Rows (n, D) as the candidate pass sees them, float32."""
+        if self.metric == "euclidean":
+            return ((x - self.mu.to(x.dtype)) * self.scale).float()
+        return x.float()
+
+    def codes(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (k, D) as the candidate pass sees them, and the bias -|E|^2/2 (k,) (0 for dot and cosine); float32."""
+        centred = (_comparable(codes, self.metric) - self.mu.double()) * self.scale
+        bias = -0.5 * centred.square().sum(1) if self.metric == "euclidean" else centred.new_zeros(len(centred))
+        return centred.float(), bias.float()
+
+    def eta(self, norms: Tensor) -> Tensor:
+        """Bound on the error of a score, for row norms |X| (n,)."""
+        norms = norms.double() * 1.001
+        return self.slope * norms + self.offset + self.curve * norms * norms
+
+
+def frame(codes: Tensor, metric: str) -> Frame:
+    """Centre, scale and error bound of a codebook (K, D); reads it in blocks, K x D is never copied whole."""
+    k, d = codes.shape
+    blocks = codes.split(max(1, CHUNK // d))
+    mu = (sum(_comparable(block, metric).sum(0) for block in blocks) / k).float()
+    radius = max(float((_comparable(block, metric) - mu.double()).square().sum(1).amax().sqrt()) for block in blocks)
+    exponent = -math.frexp(radius)[1] if 0 < radius < math.inf else 0
+    scale = 2.0 ** min(max(exponent, -120), 120)
+    r = radius * scale * 1.001
+    single, double = 1.01 * (d + 5) * U, 1.01 * (d + 5) * U64
+    underflow = (2 * d + 4) * TINY
+    if metric == "euclidean":
+        slope, curve = single * r + 2 * double * r, double
+        offset = single * r * r / 2 + double * r * r + underflow * (2 + r)
+    else:
+        reach = 2 * scale if metric == "cosine" else scale * max(float(row_norms(block).amax()) for block in blocks)
+        slope, curve, offset = single * r + 2 * double * reach, 0.0, underflow * (2 + r)
+    return Frame(mu, scale, slope + underflow, offset, curve, metric)
+
+
+def _comparable(codes: Tensor, metric: str) -> Tensor:
+    """Codes (k, D) in float64; of unit length where the metric is cosine (zero codes stay zero)."""
+    codes = codes.double()
+    if metric != "cosine":
+        return codes
+    norms = row_norms(codes)[:, None]
+    return torch.where(norms == 0, 0.0, codes / norms)
