@@ -1,0 +1,190 @@
+"""Convert the features published with AVE and VGGSound to the HDF5 layout that `toc train-fcid` and `toc evaluate`
+read.
+
+AVE: a folder with `visual_feature.h5`, `audio_feature.h5`, optionally `labels.h5` and `text_feature.h5` (any
+`*_feature.h5` is a modality),
+and one `*_order.h5` per split with the row numbers of its clips. Each file holds one dataset.
+
+    python examples/convert_published.py ave AVE_FOLDER ave.h5
+
+Zips: one zip per modality with one array per clip (`<clip>.npy`, or `<clip>.pkl` holding a plain array, which is read
+by a reader that can
+build arrays and nothing else). Splits are text files, one clip name a line; with `name<TAB>label` or `name,label` the
+label becomes `label_clip`.
+Clips of different lengths are padded and get `<modality>_length`; a clip absent from a zip gets `<modality>_present` 0.
+
+    python examples/convert_published.py zips vgg.h5 --modality video=video.zip --modality audio=audio.zip --split
+    train=train.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import h5py
+import numpy as np
+
+NAMES = {"visual": "video"}  # AVE's word for it
+ROWS = 16  # clips copied at a time
+
+
+def only_dataset(path: Path) -> tuple[h5py.File, h5py.Dataset]:
+    """The file and the single dataset that it holds."""
+    file = h5py.File(path, "r")
+    datasets = [item for item in file.values() if isinstance(item, h5py.Dataset)]
+    if len(datasets) != 1:
+        raise SystemExit(f"{path} holds {len(datasets)} datasets; one was expected.")
+    return file, datasets[0]
+
+
+def convert_ave(folder: Path, target: h5py.File) -> None:
+    """Every `*_feature.h5` of the folder, cut into the splits of its `*_order.h5`."""
+    features = {path.name.removesuffix("_feature.h5"): path for path in sorted(folder.glob("*_feature.h5"))}
+    orders = {path.name.removesuffix("_order.h5"): path for path in sorted(folder.glob("*_order.h5"))}
+    if not features or not orders:
+        raise SystemExit(f"{folder} needs at least one *_feature.h5 and one *_order.h5.")
+    for split, order_path in orders.items():
+        file, order = only_dataset(order_path)
+        rows = order[:].astype(np.int64).reshape(-1)
+        file.close()
+        group = target.create_group(split)
+        for name, path in features.items():
+            copy_rows(path, rows, group, NAMES.get(name, name))
+        if (folder / "labels.h5").is_file():
+            write_ave_labels(folder / "labels.h5", rows, group)
+
+
+def copy_rows(path: Path, rows: np.ndarray, group: h5py.Group, name: str) -> None:
+    """The clips `rows` of one feature file, a few at a time."""
+    file, source = only_dataset(path)
+    if rows.min() < 0 or rows.max() >= len(source):
+        raise SystemExit(f"The order names row {rows.max()}, {path} has {len(source)} rows.")
+    target = group.create_dataset(
+        name, (len(rows), *source.shape[1:]), np.float32, chunks=(min(ROWS, len(rows)), *source.shape[1:])
+    )
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        ascending, back = np.unique(part, return_inverse=True)  # h5py reads ascending rows only
+        target[start : start + len(part)] = source[ascending][back]
+    file.close()
+
+
+def write_ave_labels(path: Path, rows: np.ndarray, group: h5py.Group) -> None:
+    """AVE's labels (clips, seconds, classes), 0/1 with the background as last class, as the class of each second and
+    of the clip."""
+    file, source = only_dataset(path)
+    one_hot = source[:][rows]
+    file.close()
+    background = one_hot.shape[-1] - 1
+    second = one_hot.argmax(axis=-1)
+    events = one_hot[..., :background].sum(axis=1)  # (N, classes without background)
+    clip = np.where(events.max(axis=-1) > 0, events.argmax(axis=-1), -1)
+    for name, values, classes in (("label_second", second, background + 1), ("label_clip", clip, background)):
+        group.create_dataset(name, data=values.astype(np.int16)).attrs["classes"] = classes
+    group["label_second"].attrs["background"] = background
+    group.create_dataset("caption", data=clip.astype(np.int16))  # the published text is the prompt of the clip's class
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads a pickled numpy array and refuses every other name, so that nothing in the file can run."""
+
+    ALLOWED = re.compile(
+        r"(numpy(\._?core)?(\.multiarray|\.numeric)?)\.(_reconstruct|ndarray|dtype|_frombuffer)|_codecs\.encode"
+    )
+
+    def find_class(self, module: str, name: str) -> object:
+        if not self.ALLOWED.fullmatch(f"{module}.{name}"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a plain array")
+        return super().find_class(module, name)
+
+
+def read_array(zipped: zipfile.ZipFile, entry: str) -> np.ndarray:
+    """One clip's array (steps, ..., channels) out of a zip."""
+    data = io.BytesIO(zipped.read(entry))
+    try:
+        array = np.load(data, allow_pickle=False) if entry.endswith(".npy") else ArrayUnpickler(data).load()
+    except (ValueError, pickle.UnpicklingError) as error:
+        raise SystemExit(f"{entry!r} of {zipped.filename} can't be read: {error}.") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim < 2:
+        raise SystemExit(f"{entry!r} of {zipped.filename} is no array of numbers with two or more axes.")
+    return array.astype(np.float32)
+
+
+def read_split(path: Path) -> Iterator[tuple[str, str | None]]:
+    """(clip, label or None) of each line of a split file."""
+    for line in path.read_text().splitlines():
+        if line.strip():
+            clip, *label = re.split(r"[\t,]", line.strip(), maxsplit=1)
+            yield clip, label[0].strip() if label else None
+
+
+def convert_zips(zips: dict[str, Path], splits: dict[str, Path], target: h5py.File) -> None:
+    """One group per split file, one padded dataset per zip; the classes are the labels of all splits, sorted."""
+    clips = {split: list(read_split(path)) for split, path in splits.items()}
+    classes = sorted({label for rows in clips.values() for _, label in rows if label is not None})
+    for split, rows in clips.items():
+        group = target.create_group(split)
+        for modality, path in zips.items():
+            with zipfile.ZipFile(path) as zipped:
+                write_zip(zipped, [clip for clip, _ in rows], group, modality)
+        if classes:
+            labels = [classes.index(label) if label is not None else -1 for _, label in rows]
+            group["label_clip"] = np.array(labels, np.int32)
+            group["label_clip"].attrs["classes"] = len(classes)
+            group["label_clip"].attrs["names"] = classes
+            group["caption"] = group["label_clip"][:]
+
+
+def write_zip(zipped: zipfile.ZipFile, clips: list[str], group: h5py.Group, modality: str) -> None:
+    """The clips of one zip, padded to the longest: headers of all first, so that one array at a time is held."""
+    entries = {PurePosixPath(name).stem: name for name in zipped.namelist() if name.endswith((".npy", ".pkl"))}
+    here = [clip for clip in clips if clip in entries]
+    if not here:
+        raise SystemExit(f"{zipped.filename} holds none of the clips of split {group.name!r}.")
+    shapes = {clip: read_array(zipped, entries[clip]).shape for clip in here}
+    inner = {shape[1:] for shape in shapes.values()}
+    if len(inner) != 1:
+        raise SystemExit(f"The clips of {zipped.filename} have different shapes after the first axis: {sorted(inner)}.")
+    longest = max(shape[0] for shape in shapes.values())
+    shape = (len(clips), longest, *inner.pop())
+    dataset = group.create_dataset(modality, shape, np.float32, chunks=(min(ROWS, len(clips)), *shape[1:]))
+    for row, clip in enumerate(clips):
+        if clip in entries:
+            array = read_array(zipped, entries[clip])
+            dataset[row, : len(array)] = array
+    group[f"{modality}_length"] = np.array([shapes[clip][0] if clip in shapes else 0 for clip in clips])
+    group[f"{modality}_present"] = np.array([clip in shapes for clip in clips], np.int8)
+
+
+def pairs(values: list[str]) -> dict[str, Path]:
+    """`name=path` arguments as a dictionary."""
+    return {name: Path(path) for name, path in (value.split("=", 1) for value in values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="layout", required=True)
+    ave = commands.add_parser("ave", help="*_feature.h5 and *_order.h5")
+    ave.add_argument("folder", type=Path)
+    ave.add_argument("output", type=Path)
+    zips = commands.add_parser("zips", help="one zip of arrays per modality")
+    zips.add_argument("output", type=Path)
+    zips.add_argument("--modality", action="append", required=True, metavar="NAME=ZIP")
+    zips.add_argument("--split", action="append", required=True, metavar="NAME=LIST")
+    arguments = parser.parse_args()
+    with h5py.File(arguments.output, "x") as target:
+        if arguments.layout == "ave":
+            convert_ave(arguments.folder, target)
+        else:
+            convert_zips(pairs(arguments.modality), pairs(arguments.split), target)
+    print(f"Wrote {arguments.output}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Linear probes on codes: what a frozen code says about a clip or a second, learned from one modality and read from
+another.
+
+Clip probe:   linear (F, F), maximum over time, linear (F, classes); cross-entropy.
+Second probe: linear (F, F), linear (F, classes) at every second; independent yes/no per class (binary cross-entropy),
+thresholds from validation.
+
+Both keep the epoch that does best on the validation clips; the test clips are never seen here.
+Shapes: N clips, T seconds, F code dimensions, C classes. Features are standardised with the training clips' mean and
+spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toc_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How a probe is trained; the defaults are those of every figure in the tables."""
+
+    epochs: int = 40
+    batch_size: int = 64  # clips
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Code vectors of clips with their labels: x (N, T, F), mask (N, T) valid seconds, y (N,) or (N, T, C); -1 is
+    unlabelled."""
+
+    x: Tensor
+    mask: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or self.x.shape[:2] != self.mask.shape:
+            raise UsageError(
+                f"Probe data do not fit: x {tuple(self.x.shape)}, mask {tuple(self.mask.shape)}, "
+                f"y {tuple(self.y.shape)}."
+            )
+
+
+class Probe(nn.Module):
+    """Standardise, linear (F, F), [maximum over the valid seconds,] linear (F, classes)."""
+
+    def __init__(self, features: int, classes: int, *, per_second: bool, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.per_second = per_second
+        self.mix = _linear(features, features, generator)
+        self.head = _linear(features, classes, generator)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+        self.register_buffer("threshold", torch.full((classes,), 0.5))  # of the second probe's probabilities
+
+    def standardise_(self, data: Labelled) -> None:
+        """Take mean and spread from the valid seconds of the training clips; a constant dimension is left unscaled."""
+        rows = data.x[data.mask]
+        spread = rows.std(dim=0)
+        self.mean = rows.mean(dim=0)
+        self.spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Logits (N, C), or (N, T, C) per second."""
+        h = self.mix((x - self.mean) / self.spread)  # (N, T, F)
+        if self.per_second:
+            return self.head(h)
+        return self.head(h.masked_fill(~mask[..., None], -torch.inf).amax(dim=1).nan_to_num(neginf=0.0))
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """torch's default initialisation, drawn from `generator`."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    bound = inputs**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def fit_clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeConfig) -> Probe:
+    """The clip probe of the epoch with the highest validation accuracy."""
+    train, val = _labelled(train), _labelled(val)
+    probe = Probe(train.x.shape[-1], classes, per_second=False, seed=config.seed)
+
+    def loss(part: Labelled) -> Tensor:
+        return F.cross_entropy(probe(part.x, part.mask), part.y)
+
+    return _fit(probe, train, loss, lambda: accuracy(predict_clips(probe, val), val.y), config)
+
+
+def fit_second_probe(train: Labelled, val: Labelled, config: ProbeConfig) -> Probe:
+    """The second probe of the epoch with the highest validation F1, with the thresholds that reach it."""
+    probe = Probe(train.x.shape[-1], train.y.shape[-1], per_second=True, seed=config.seed)
+
+    def loss(part: Labelled) -> Tensor:
+        valid = part.mask[..., None] & (part.y >= 0)
+        logits = probe(part.x, part.mask)
+        return F.binary_cross_entropy_with_logits(logits[valid], part.y[valid].to(logits.dtype))
+
+    def score() -> float:
+        probabilities = torch.sigmoid(probe(val.x, val.mask))
+        probe.threshold = best_thresholds(probabilities[val.mask], val.y[val.mask])
+        return segment_f1(probabilities > probe.threshold, val.y, val.mask)
+
+    return _fit(probe, train, loss, score, config)
+
+
+def _labelled(data: Labelled) -> Labelled:
+    """The clips that have a label."""
+    keep = data.y >= 0
+    if not keep.any():
+        raise UsageError("A probe was given no labelled clip.")
+    return Labelled(data.x[keep], data.mask[keep], data.y[keep])
+
+
+def _fit(
+    probe: Probe, train: Labelled, loss: Callable[[Labelled], Tensor], score: Callable[[], float], config: ProbeConfig
+) -> Probe:
+    """Adam for `config.epochs`, keeping the state with the best `score` (the first of equals)."""
+    probe.standardise_(train)
+    optimiser = torch.optim.Adam(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    generator = torch.Generator().manual_seed(config.seed)
+    best, best_state = -torch.inf, {}
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(train.x), generator=generator).split(config.batch_size):
+            optimiser.zero_grad()
+            loss(Labelled(train.x[rows], train.mask[rows], train.y[rows])).backward()
+            optimiser.step()
+        with torch.no_grad():
+            value = score()
+        if value > best:
+            best = value
+            best_state = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
+    probe.load_state_dict(best_state)
+    return probe.eval()
+
+
+@torch.no_grad()
+def predict_clips(probe: Probe, data: Labelled) -> Tensor:
+    """The most likely class (N,) of each clip."""
+    return probe(data.x, data.mask).argmax(dim=-1)
+
+
+@torch.no_grad()
+def predict_seconds(probe: Probe, data: Labelled) -> Tensor:
+    """Which classes each second holds, (N, T, C) bool, by the probe's thresholds."""
+    return torch.sigmoid(probe(data.x, data.mask)) > probe.threshold
+
+
+def accuracy(predicted: Tensor, y: Tensor) -> float:
+    """The share of labelled clips (y >= 0) that are right."""
+    labelled = y >= 0
+    return float((predicted[labelled] == y[labelled]).double().mean())
+
+
+def segment_f1(predicted: Tensor, y: Tensor, mask: Tensor) -> float:
+    """Macro F1 per second: 2 TP / (2 TP + FP + FN) of each class over all valid seconds, averaged over the classes
+    that occur or are predicted."""
+    valid = mask[..., None] & (y >= 0)
+    p, t = (predicted & valid).flatten(0, 1), ((y > 0) & valid).flatten(0, 1)
+    hits = (p & t).sum(dim=0).double()
+    denominator = p.sum(dim=0) + t.sum(dim=0)  # (C,) = 2 TP + FP + FN
+    scored = denominator > 0
+    return float((2 * hits[scored] / denominator[scored]).mean()) if scored.any() else 0.0
+
+
+def best_thresholds(probabilities: Tensor, y: Tensor) -> Tensor:
+    """Per class the threshold (C,) with the highest F1 on the rows (R, C); 0.5 for a class without a positive row.
+
+    All thresholds between neighbouring probabilities are tried at once: with rows sorted by falling probability,
+    taking the first r
+    rows as positive has TP = cumulative hits and F1 = 2 TP / (r + positives).
+    """
+    order = probabilities.argsort(dim=0, descending=True)
+    ranked = probabilities.gather(0, order).double()  # (R, C)
+    known = (y >= 0).gather(0, order)
+    hits = ((y > 0).gather(0, order) & known).cumsum(dim=0).double()
+    positives = hits[-1]
+    f1 = 2 * hits / (known.cumsum(dim=0) + positives).clamp_min(1)
+    # a cut is real only where the next probability is lower
+    below = torch.cat([ranked[1:], torch.zeros_like(ranked[:1])])
+    f1 = f1.masked_fill(ranked <= below, -1.0)
+    at = f1.argmax(dim=0, keepdim=True)
+    cut = ((ranked + below) / 2).gather(0, at).squeeze(0)
+    return torch.where(positives > 0, cut, torch.full_like(cut, 0.5)).to(probabilities.dtype)
+
+
+def one_hot_seconds(labels: Tensor, background: int | None, classes: int) -> Tensor:
+    """Classes per second (N, T) as yes/no columns (N, T, C), without the background column; unlabelled seconds are -1
+    throughout."""
+    columns = [c for c in range(classes) if c != background]
+    hot = (labels[..., None] == torch.tensor(columns)).long()
+    return hot.masked_fill((labels < 0)[..., None], -1)

@@ -1,0 +1,91 @@
+"""A run's folder: what `toc train-fcid` leaves, and what `--resume`, `toc optimize` and `toc evaluate` take up.
+
+    config.toml         every setting of the run
+    model.safetensors   the best model so far; its metadata hold the settings, so that the file stands alone
+    resume.ckpt         everything a bit-for-bit continuation needs
+    log.jsonl           one line of figures every few steps, and one per validation
+
+Each is written beside its place and moved there whole, so that a reader never meets a half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.fcid.settings import read_settings, to_toml
+from toc_cli.io.atomic import atomic_file
+from toc_cli.io.checkpoint.safetensors import write_safetensors
+
+SETTINGS_KEY = "toc.fcid"  # of the metadata of model.safetensors
+
+
+class RunFolder:
+    """The files of one run. Only rank 0 writes."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.model = self.path / "model.safetensors"
+        self.state = self.path / "resume.ckpt"
+        self.log = self.path / "log.jsonl"
+
+    def create(self, settings: Mapping[str, Any]) -> None:
+        """Start a run here; a folder that already holds one is left alone."""
+        if self.config.exists() or self.state.exists():
+            raise UsageError(
+                f"{str(self.path)!r} already holds a run.", "Continue it with --resume, or name another folder."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.config) as temporary:
+            temporary.write_text(to_toml(settings), encoding="utf-8")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run that lies here."""
+        if not self.config.is_file():
+            raise InputError(
+                f"{str(self.path)!r} holds no run: config.toml is not there.", "Start one without --resume."
+            )
+        return read_settings(self.config)
+
+    def write_model(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+        """The model's tensors, with its settings in the metadata."""
+        metadata = {SETTINGS_KEY: json.dumps(settings, sort_keys=True)}
+        with atomic_file(self.model, force=True) as temporary:
+            write_safetensors(temporary, {name: value.contiguous() for name, value in tensors.items()}, metadata)
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Tensors and plain containers only, so that reading it back can run nothing."""
+        with atomic_file(self.state, force=True) as temporary:
+            torch.save(dict(state), temporary)
+
+    def read_state(self) -> dict[str, Any] | None:
+        """What `write_state` saved last, on the CPU; None where a run stopped before its first save."""
+        if not self.state.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever its reader met
+            raise InputError(f"{str(self.state)!r} can't be read ({error}).", "Start the run again.") from error
+        return state
+
+    def append_log(self, record: Mapping[str, Any]) -> None:
+        """One line of log.jsonl, flushed."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def log_size(self) -> int:
+        """Bytes of log.jsonl now."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def cut_log(self, size: int) -> None:
+        """Forget the lines after a saved state: the continued run writes them again."""
+        if self.log_size() > size:
+            os.truncate(self.log, size)

@@ -1,0 +1,129 @@
+"""Settings files: frozen dataclasses from and to TOML (or YAML), with errors that name the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from toc_cli.errors import InputError, UsageError, missing_extra
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The tables of a `.toml`, `.yaml` or `.yml` file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The settings {str(path)!r} can't be read ({error}).") from error
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            import yaml
+        except ImportError as error:
+            raise missing_extra("PyYAML", "yaml") from error
+        try:
+            tables = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{path.name} is not YAML: {error}.") from error
+    else:
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path.name} is not TOML: {error}.") from error
+    if not isinstance(tables, dict):
+        raise InputError(f"{path.name} holds no tables.", "It should look like: [train] and below it epochs = 60.")
+    return tables
+
+
+def from_table(kind: type[Settings], table: Mapping[str, Any], base: Settings, where: str) -> Settings:
+    """`base`, a flat dataclass of the type `kind`, with the values of `table` put in; `where` is the table's name in
+    errors."""
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in table.items():
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, 1)
+            raise UsageError(
+                f"There is no setting {where}.{name}.", f"Did you mean {where}.{close[0]}?" if close else ""
+            )
+        values[name] = _value(hints[name], value, f"{where}.{name}")
+    return dataclasses.replace(base, **values)  # type: ignore[type-var]
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`: a choice, a tuple, a number (a whole one may stand for a float), a flag or a text."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UsageError(f"{where} is {value!r}.", f"It can be: {', '.join(map(str, get_args(hint)))}.")
+        return value
+    if get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_value(get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = get_origin(hint) or hint
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
+        raise UsageError(f"{where} is {value!r}; it must be of type {plain.__name__}.")
+    return value
+
+
+def to_table(settings: Any) -> dict[str, Any]:
+    """The fields of a flat dataclass as a table; tuples become lists, as TOML has them."""
+    values = dataclasses.asdict(settings)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def flatten(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` as `{"train.lr": 1}`."""
+    flat = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{where}{name}."))
+        else:
+            flat[f"{where}{name}"] = value
+    return flat
+
+
+def to_toml(table: Mapping[str, Any], where: str = "") -> str:
+    """Nested tables as TOML; strings are written as JSON strings, which TOML reads alike."""
+    plain = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"{_key(name)} = {_toml(value)}" for name, value in plain.items()]
+    text = f"[{where}]\n" * bool(where and lines) + "".join(line + "\n" for line in lines)
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            inner = to_toml(value, f"{where}.{_key(name)}" if where else _key(name))
+            text += ("\n" if text and inner else "") + inner
+    return text
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, float) and not value.is_integer() and abs(value) < float("inf"):
+        return repr(value)
+    return repr(value) if isinstance(value, float) else json.dumps(value)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Fields (`train.lr`) whose values differ between two tables, as (old, new); None is absent."""
+    a, b = flatten(old), flatten(new)
+    return {
+        name: (a.get(name), b.get(name))
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name) != b.get(name) and name not in ignore
+    }
