@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from toc_cli.errors import InputError, UsageError
+from toc_cli.io.names import printable
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -85,5 +88,17 @@ class Checkpoint(ABC):
         Returns the files written. UsageError with `read_only` where that is set.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most containers hold nothing open)
         """Release file handles."""
+
+    def require(self, key: str) -> TensorInfo:
+        """The listing entry of a key. InputError if the file has no such tensor."""
+        info = self.infos.get(key)
+        if info is None:
+            raise InputError(f"{printable(self.path)} has no tensor {printable(key)!r}.", "`toc inspect` lists them.")
+        return info
+
+    def require_writable(self) -> None:
+        """UsageError with the reason where an edited copy cannot be written."""
+        if self.read_only:
+            raise UsageError(self.read_only, "Use --emit codebook.")

@@ -1,0 +1,103 @@
+"""Writing that either happens or does not: a temporary name beside the target, fsync, one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toc_cli.errors import OutputError, UsageError
+from toc_cli.io.names import printable
+
+
+def check_target(target: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a target that exists (without `force`) or that is one of the inputs (always): UsageError."""
+    for source in inputs:
+        if target.exists() and source.exists() and target.samefile(source):
+            raise UsageError(f"{printable(target)} is an input and is never written.", "Name another output with -o.")
+    if target.exists() and not force:
+        raise UsageError(f"{printable(target)} exists.", "Pass --force to replace it, or name another output with -o.")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_file(target: str | Path) -> Iterator[Path]:
+    """A path to write to; on success it becomes `target`, on any exception (Ctrl-C too) it is removed.
+
+    An OSError inside becomes OutputError: the writers below say the same of their libraries' own errors.
+    """
+    target = Path(target)
+    temporary = _beside(target)
+    try:
+        with write_errors(target):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: str | Path) -> Iterator[Path]:
+    """A new empty folder to fill; on success it becomes `target` (an old one is replaced), else it is removed."""
+    target = Path(target)
+    temporary, old = _beside(target), _beside(target)
+    try:
+        with write_errors(target):
+            temporary.mkdir()
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                _sync(path)
+            _sync(temporary)
+            if target.exists():
+                os.replace(target, old)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, target)
+                raise
+            _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def write_errors(target: Path, *also: type[Exception]) -> Iterator[None]:
+    """Turn an OSError (and the exceptions of `also`) into the OutputError of this target."""
+    try:
+        yield
+    except (OSError, *also) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
+        raise OutputError(
+            f"{printable(target)} could not be written: {printable(reason)}.",
+            "Nothing is left there; free some space or name another place with -o.",
+        ) from error
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
