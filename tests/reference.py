@@ -1,0 +1,117 @@
+"""The equations as slow, obvious loops: what the fast code is held against.
+
+Legend: K codes, D dimensions, N features, L levels, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+# Scores (toc-math, "Scores")
+
+
+def similarity(codes):
+    """S_d = 1/(K(K-1)) sum over ordered pairs i != j of e_id e_jd; codes (K, D) -> (D,)."""
+    count, dim = codes.shape
+    total = [0.0] * dim
+    for d in range(dim):
+        column = [float(v) for v in codes[:, d]]
+        total[d] = math.fsum(column[i] * column[j] for i in range(count) for j in range(count) if i != j)
+    return np.array(total) / (count * (count - 1))
+
+
+def variance(codes):
+    """V_d = 1/(K-1) sum_i (e_id - m_d)^2."""
+    count, dim = codes.shape
+    result = []
+    for d in range(dim):
+        mean = math.fsum(codes[:, d]) / count
+        result.append(math.fsum((float(v) - mean) ** 2 for v in codes[:, d]) / (count - 1))
+    return np.array(result)
+
+
+def usage_similarity(codes, p):
+    """Mean of e_id e_jd over pairs i != j drawn with probability proportional to p_i p_j."""
+    count, dim = codes.shape
+    result = np.zeros(dim)
+    weight = math.fsum(p[i] * p[j] for i in range(count) for j in range(count) if i != j)
+    for d in range(dim):
+        result[d] = (
+            math.fsum(p[i] * p[j] * codes[i, d] * codes[j, d] for i in range(count) for j in range(count) if i != j)
+            / weight
+        )
+    return result
+
+
+def usage_variance(codes, p):
+    """Half the mean of (e_id - e_jd)^2 over pairs i != j drawn with probability proportional to p_i p_j."""
+    count, dim = codes.shape
+    result = np.zeros(dim)
+    weight = math.fsum(p[i] * p[j] for i in range(count) for j in range(count) if i != j)
+    for d in range(dim):
+        pairs = (p[i] * p[j] * (codes[i, d] - codes[j, d]) ** 2 for i in range(count) for j in range(count) if i != j)
+        result[d] = math.fsum(pairs) / weight / 2
+    return result
+
+
+def toc_score(codes, weights=(0.7, 0.3)):
+    """J_d = w_var V_d - w_sim S_d."""
+    return weights[1] * variance(codes) - weights[0] * similarity(codes)
+
+
+def select(score, count, most=1, least=0):
+    """Kept dimensions, ascending: `most` parts from the top, then `least` parts from the bottom of what is left."""
+    top = int(count * most / (most + least) + 0.5)
+    left = list(range(len(score)))
+    kept = []
+    for n in range(count):
+        best = left[0]
+        for d in left[1:]:
+            if (score[d] > score[best]) if n < top else (score[d] < score[best]):
+                best = d
+        left.remove(best)
+        kept.append(best)
+    return sorted(kept)
+
+
+# Assignment (toc-math, "Assignment")
+
+
+def nearest(x, codes, metric="euclidean"):
+    """The index of the code nearest to x (D,), ties to the smaller."""
+    best, index = math.inf, -1
+    for k, code in enumerate(codes):
+        if metric == "euclidean":
+            distance = math.fsum((float(a) - float(b)) ** 2 for a, b in zip(x, code, strict=True))
+        else:
+            distance = -math.fsum(float(a) * float(b) for a, b in zip(x, code, strict=True))
+            if metric == "cosine":
+                length = math.sqrt(math.fsum(float(b) ** 2 for b in code))
+                distance = distance / length if length else 0.0
+        if distance < best:
+            best, index = distance, k
+    return index
+
+
+def quantise(x, tables, metric="euclidean", kept=None, fill=None):
+    """Residual quantisation of one row x (H, D) by tables [L][H] (K, D): tokens [L][H] and the vector (H, D).
+
+    With kept [L][H] and fill (L, H, D): the lookup sees the kept dimensions, the code holds `fill` elsewhere.
+    """
+    heads, dim = x.shape
+    left, vector = x.astype(np.float64), np.zeros((heads, dim))
+    tokens = []
+    for level, table in enumerate(tables):
+        row = []
+        for h in range(heads):
+            dims = range(dim) if kept is None else [int(d) for d in kept[level][h]]
+            row.append(nearest([left[h, d] for d in dims], [[code[d] for d in dims] for code in table[h]], metric))
+            code = np.zeros(dim) if fill is None else np.array(fill[level][h], dtype=np.float64)
+            for d in dims:
+                code[d] = table[h][row[-1]][d]
+            vector[h] += code
+            left[h] = left[h] - code
+        tokens.append(row)
+    return tokens, vector

@@ -1,0 +1,76 @@
+"""Float64 arrays and linear algebra whose bits do not depend on the number of threads.
+
+NumPy reductions are single-threaded; matrix products and decompositions run in torch on one thread, on aligned copies.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+Array: TypeAlias = np.ndarray | torch.Tensor
+
+_lock = threading.RLock()
+_depth = 0
+_threads_outside = 1
+
+
+def float64(x: Array) -> np.ndarray:
+    """The values as a C-contiguous float64 array on the CPU, from any real dtype; may share memory with `x`."""
+    if isinstance(x, torch.Tensor):
+        return x.detach().to("cpu", torch.float64).contiguous().numpy()
+    return np.ascontiguousarray(x, dtype=np.float64)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread inside: a product's summation order would otherwise follow the thread count."""
+    global _depth, _threads_outside
+    with _lock:
+        if _depth == 0:
+            _threads_outside = torch.get_num_threads()
+        _depth += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                torch.set_num_threads(_threads_outside)
+
+
+def aligned(x: Array) -> torch.Tensor:
+    """A float64 CPU copy at torch's own alignment: BLAS may pick other kernels for unaligned memory."""
+    return torch.from_numpy(float64(x)).clone(memory_format=torch.contiguous_format)
+
+
+def matmul(a: Array, b: Array) -> np.ndarray:
+    """`a (M, P) @ b (P, N) -> (M, N)` in float64, the same bits whatever the thread count."""
+    with one_thread():
+        return (aligned(a) @ aligned(b)).numpy()
+
+
+def eigh(symmetric: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (D,) descending and eigenvectors (D, D) in columns of a symmetric matrix (D, D)."""
+    with one_thread():
+        values, vectors = torch.linalg.eigh(aligned(symmetric))
+    return values.flip(0).numpy(), vectors.flip(1).numpy()
+
+
+def eigenvalues(symmetric: Array) -> np.ndarray:
+    """Eigenvalues (D,) descending of a symmetric matrix (D, D)."""
+    with one_thread():
+        return torch.linalg.eigvalsh(aligned(symmetric)).flip(0).numpy()
+
+
+def unit_rows(x: Array) -> np.ndarray:
+    """Rows (..., D) divided by their length, float64; a zero row stays zero."""
+    x = float64(x)
+    length = np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]
+    return np.divide(x, length, out=np.zeros_like(x), where=length > 0)

@@ -1,0 +1,379 @@
+"""How features become tokens and vectors: L levels x H heads of codes, with the projections around them.
+
+Legend: N rows, W width of the features, L levels, H heads, K codes, D dimensions, D' kept ones, V width of the vectors
+(H*D, or W where levels have their own projections). Arithmetic beside the lookup is float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import torch
+
+from toc_cli.errors import InputError
+from toc_cli.ops.assign import assign, nearest
+from toc_cli.ops.linear import Array, float64, matmul, unit_rows
+
+Metric: TypeAlias = Literal["euclidean", "cosine", "dot", "logits"]
+
+TILE_ROWS = 4096
+NEAR_TIE = 1e-6
+
+
+class Linear(Protocol):
+    """`y = x W^T + b`: weight (out, in), bias (out,) or None."""
+
+    @property
+    def weight(self) -> torch.Tensor: ...
+    @property
+    def bias(self) -> torch.Tensor | None: ...
+
+
+class LayerNorm(Linear, Protocol):
+    """A LayerNorm over the codebook dimensions."""
+
+    @property
+    def eps(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level's codes: what is compared, and what is passed on."""
+
+    codes: torch.Tensor  # (H, K, D') compared with the kept dimensions of the features
+    rows: torch.Tensor  # (H, K, D) float64, the vectors passed on
+    kept: torch.Tensor | None = None  # (H, D') int64 ascending; None: all D
+    rotation: torch.Tensor | None = None  # (H, D, D') float64; None: no rotation
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.rows.shape[-1]
+
+    def compared(self, z: torch.Tensor, head: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The columns of z (N, H*D) that meet the codes of one head: (N, D or D'), and which of them count."""
+        z = z[:, head * self.dim : (head + 1) * self.dim]
+        if self.rotation is not None:
+            return torch.from_numpy(matmul(z, self.rotation[head])), None
+        if self.kept is None or self.kept.shape[1] == self.dim:
+            return z, None
+        return z, self.kept[head]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The chosen codes and how clear each choice was."""
+
+    tokens: torch.Tensor  # (N, L, H) int64
+    near_tie: torch.Tensor  # (N, L, H) bool: the second best lies within 1e-6 relative of the best
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """Features (N, W) to tokens (N, L, H) and vectors (N, V). Build one with `quantiser`."""
+
+    levels: tuple[Level, ...]
+    metric: Metric = "euclidean"
+    residual: bool = False
+    unit_vectors: bool = False
+    """The unit-length code is what is passed on; vectors and targets are then compared at unit length."""
+    project_in: Linear | None = None
+    norm_in: LayerNorm | None = None
+    level_in: tuple[Linear, ...] = ()
+    """One projection per level: the residual lives in the outer space."""
+    level_out: tuple[Linear, ...] = ()
+    logits: Linear | None = None
+    """Metric `logits`: tokens are the argmax per head of this affine (H*K, W) of the features."""
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.levels[0].codes.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.levels[0].dim
+
+    @property
+    def width(self) -> int:
+        """W."""
+        first = self.logits or self.project_in or (self.level_in[0] if self.level_in else None)
+        return first.weight.shape[1] if first is not None else self.heads * self.dim
+
+    def to(self, device: torch.device | str) -> Quantiser:
+        """The same with its codes on another device: the lookups run there."""
+        return replace(self, levels=tuple(replace(level, codes=level.codes.to(device)) for level in self.levels))
+
+    # Forward
+
+    def tokens(self, x: Array) -> torch.Tensor:
+        """Features (N, W) to tokens (N, L, H) int64, ties to the smaller index. InputError for another width."""
+        return self._walk(x, near_ties=False).tokens
+
+    def lookup(self, x: Array) -> Lookup:
+        """Tokens and near ties (N, L, H)."""
+        return self._walk(x, near_ties=True)
+
+    def vectors(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the tokens (N, L, H) stand for: (N, V) float64, summed over levels."""
+        *_, last = self.partial_vectors(tokens)
+        return last
+
+    def partial_vectors(self, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The vectors (N, V) after level 0, after levels 0 and 1, and so on."""
+        total: torch.Tensor | None = None
+        for level in range(len(self.levels)):
+            part = self._level_vectors(level, tokens[:, level])
+            total = part if total is None else total + part
+            yield total
+
+    def kept_codes(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Per level the chosen codes (N, H, D'), only the dimensions that are stored."""
+        heads = torch.arange(self.heads)
+        return [level.codes.cpu()[heads, tokens[:, at]] for at, level in enumerate(self.levels)]
+
+    def inputs(self, x: Array, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Per level the features (N, H*D) that meet its codes, given the tokens (N, L, H). Undefined for `logits`."""
+        state = self._enter(self._checked(x))
+        for level in range(len(self.levels)):
+            yield self._level_input(level, state)
+            if self.residual:
+                state = state.double() - self._level_vectors(level, tokens[:, level])
+
+    def target(self, x: Array) -> torch.Tensor | None:
+        """What the vectors approximate, (N, V) float64; None for `logits`, where nothing is compared with the codes."""
+        if self.logits is not None:
+            return None
+        z = float64(self._enter(self._checked(x)))
+        return torch.from_numpy(self._unit_heads(z) if self.unit_vectors else z)
+
+    # Other forms
+
+    def pruned(self, kept: torch.Tensor, fill: Array | None = None) -> Quantiser:
+        """The subspace form: only `kept` (L or 1, H, D') is compared, `fill` (L, H, D), or 0, is passed on elsewhere.
+
+        ValueError where a cosine lookup or unit vectors allow no constant but 0.
+        """
+        self._require_all_dimensions()
+        kept = kept.sort(-1).values
+        codes = [
+            torch.stack([book[:, at] for book, at in zip(level.codes, index, strict=True)])
+            for level, index in zip(self.levels, kept.expand(len(self.levels), -1, -1), strict=True)
+        ]
+        return self._with(codes, fill, kept=kept)
+
+    def rotated(self, rotation: torch.Tensor, fill: Array | None = None) -> Quantiser:
+        """The subspace form in the components of `rotation` (L or 1, H, D, D'): codes E R, in the dtype of the codes.
+
+        What `fill` (L, H, D) holds outside those components is passed on.
+        """
+        self._require_all_dimensions()
+        codes = [
+            torch.stack([torch.from_numpy(matmul(book, turn)) for book, turn in zip(level.codes, turns, strict=True)])
+            for level, turns in zip(self.levels, rotation.expand(len(self.levels), -1, -1, -1), strict=True)
+        ]
+        stored = [code.to(level.codes) for code, level in zip(codes, self.levels, strict=True)]
+        return self._with(stored, fill, rotation=rotation)
+
+    def masked(self, kept: torch.Tensor, fill: Array | None = None) -> Quantiser:
+        """The same-shape form: every code holds `fill` (L, H, D) off the kept dimensions; the tokens are `pruned`'s."""
+        codes = []
+        for level, part in zip(self.levels, self.pruned(kept, fill).levels, strict=True):
+            stored = _level(part.codes, part.rows[:, 0].numpy(), False, part.kept, None)
+            codes.append(stored.rows.to(level.codes))
+        return self._with(codes, None)
+
+    def mean_fill(self, usage: Sequence[Array]) -> np.ndarray:
+        """c (L, H, D): the usage-weighted mean of each level's codes, usage (H, K_l) per level.
+
+        Zero where only zero is exact (cosine lookups, unit vectors) and on the later levels of one residual chain.
+        A head that no feature uses takes the plain mean.
+        """
+        fill = np.zeros((len(self.levels), self.heads, self.dim))
+        if self.metric == "cosine" or self.unit_vectors:
+            return fill
+        alone = not self.residual or bool(self.level_in)
+        for at, level in enumerate(self.levels if alone else self.levels[:1]):
+            counts = float64(usage[at])
+            counts = np.where(counts.sum(-1, keepdims=True) > 0, counts, 1.0)
+            fill[at] = np.einsum("hk,hkd->hd", counts / counts.sum(-1, keepdims=True), float64(level.rows))
+        return fill
+
+    def _with(
+        self,
+        codes: Sequence[torch.Tensor],
+        fill: Array | None,
+        kept: torch.Tensor | None = None,
+        rotation: torch.Tensor | None = None,
+    ) -> Quantiser:
+        constants = np.zeros((len(codes), self.heads, self.dim)) if fill is None else fill
+        cosine = self.metric == "cosine"
+        return replace(self, levels=_levels(codes, constants, cosine, self.unit_vectors, kept, rotation))
+
+    def _require_all_dimensions(self) -> None:
+        if any(level.kept is not None or level.rotation is not None for level in self.levels):
+            raise ValueError("this quantiser is pruned already")
+
+    # Steps
+
+    def _checked(self, x: Array) -> torch.Tensor:
+        tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(x)
+        if tensor.ndim != 2 or tensor.shape[1] != self.width:
+            raise InputError(
+                f"The features have shape {tuple(tensor.shape)}; the quantiser reads rows of {self.width}.",
+                "Give features of that width, or name the axis with --channel-axis.",
+            )
+        return tensor
+
+    def _walk(self, x: Array, near_ties: bool) -> Lookup:
+        x = self._checked(x)
+        plain = len(self.levels) == 1 and self.width == self.heads * self.dim and self.logits is None
+        step = len(x) if plain and self.project_in is None and not self.level_in else TILE_ROWS
+        parts = [self._tile(tile, near_ties) for tile in x.split(max(1, step))]
+        tokens, ties = zip(*parts, strict=True)
+        return Lookup(torch.cat(tokens), torch.cat(ties))
+
+    def _tile(self, x: torch.Tensor, near_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.logits is not None:
+            return self._from_logits(x)
+        state = self._enter(x)
+        shape = (len(x), len(self.levels), self.heads)
+        tokens, ties = torch.empty(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
+        for at, level in enumerate(self.levels):
+            z = self._level_input(at, state)
+            for head in range(self.heads):
+                columns, kept = level.compared(z, head)
+                columns, codes = columns.to(level.codes.device), level.codes[head]
+                if near_ties:
+                    found = nearest(columns, codes, metric=self.metric, kept=kept)
+                    tokens[:, at, head], ties[:, at, head] = found.indices.cpu(), found.near_tie.cpu()
+                else:
+                    tokens[:, at, head] = assign(columns, codes, metric=self.metric, kept=kept).cpu()
+            if self.residual and at + 1 < len(self.levels):
+                state = state.cpu().double() - self._level_vectors(at, tokens[:, at])
+        return tokens, ties
+
+    def _from_logits(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.logits is not None
+        scores = torch.from_numpy(_affine(self.logits, float64(x))).unflatten(1, (self.heads, -1))  # (n, H, K)
+        tokens = torch.from_numpy(scores.numpy().argmax(-1))
+        if scores.shape[-1] == 1:
+            return tokens[:, None], torch.zeros_like(tokens[:, None], dtype=torch.bool)
+        best, second = scores.topk(2).values.unbind(-1)
+        return tokens[:, None], (best - second <= NEAR_TIE * best.abs())[:, None]
+
+    def _enter(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (N, W) to where the levels start: the codebook space, or the outer space with own projections."""
+        if self.project_in is not None:
+            x = torch.from_numpy(_affine(self.project_in, float64(x)))
+        if self.norm_in is not None:
+            x = torch.from_numpy(_layer_norm(self.norm_in, float64(x)))
+        return x
+
+    def _level_input(self, level: int, state: torch.Tensor) -> torch.Tensor:
+        if not self.level_in:
+            return state
+        return torch.from_numpy(_affine(self.level_in[level], float64(state)))
+
+    def _level_vectors(self, level: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (N, H) of one level to (N, V) float64."""
+        rows = self.levels[level].rows
+        flat = torch.cat([rows[head][tokens[:, head]] for head in range(self.heads)], dim=1)
+        return torch.from_numpy(_affine(self.level_out[level], flat.numpy())) if self.level_out else flat
+
+    def _unit_heads(self, z: np.ndarray) -> np.ndarray:
+        return unit_rows(z.reshape(len(z), self.heads, -1)).reshape(len(z), -1)
+
+
+def quantiser(
+    tables: Sequence[torch.Tensor],
+    *,
+    metric: Metric = "euclidean",
+    residual: bool = False,
+    unit_vectors: bool = False,
+    project_in: Linear | None = None,
+    norm_in: LayerNorm | None = None,
+    level_in: Sequence[Linear] = (),
+    level_out: Sequence[Linear] = (),
+    logits: Linear | None = None,
+    kept: torch.Tensor | None = None,
+    rotation: torch.Tensor | None = None,
+    fill: Array | None = None,
+) -> Quantiser:
+    """The quantiser of full tables (H, K_l, D), one per level.
+
+    From the stored parts of a pruned one: tables (H, K_l, D') with `fill` (L, H, D) and either `kept` (L or 1, H, D')
+    int64 ascending or `rotation` (L or 1, H, D, D').
+    """
+    shapes = [tuple(table.shape) for table in tables]
+    if not tables or any(len(shape) != 3 or shape[0] != shapes[0][0] or shape[2] != shapes[0][2] for shape in shapes):
+        raise ValueError(f"tables must be (H, K, D) with one H and D over the levels, not {shapes}")
+    if len(level_in) != len(level_out) or len(level_in) not in (0, len(tables)):
+        raise ValueError(f"{len(tables)} levels with {len(level_in)} projections in and {len(level_out)} out")
+    levels = _levels(tables, fill, metric == "cosine", unit_vectors, kept, rotation)
+    return Quantiser(
+        levels, metric, residual, unit_vectors, project_in, norm_in, tuple(level_in), tuple(level_out), logits
+    )
+
+
+def _levels(
+    tables: Sequence[torch.Tensor],
+    fill: Array | None,
+    cosine: bool,
+    unit_vectors: bool,
+    kept: torch.Tensor | None,
+    rotation: torch.Tensor | None,
+) -> tuple[Level, ...]:
+    if kept is None and rotation is None:
+        return tuple(_level(table, np.empty(0), unit_vectors, None, None) for table in tables)
+    if fill is None:
+        raise ValueError("a pruned quantiser needs the constant of its dropped dimensions (zeros will do)")
+    constants = float64(fill)
+    if (cosine or unit_vectors) and constants.any():
+        raise ValueError("a cosine lookup or unit vectors allow no constant but 0")
+    at = _per_level(kept, len(tables))
+    turn = _per_level(rotation, len(tables))
+    return tuple(_level(table, constants[n], unit_vectors, at[n], turn[n]) for n, table in enumerate(tables))
+
+
+def _level(
+    codes: torch.Tensor,
+    fill: np.ndarray,
+    unit_vectors: bool,
+    kept: torch.Tensor | None,
+    rotation: torch.Tensor | None,
+) -> Level:
+    """One level from its codes (H, K, D'): the rows passed on hold `fill` (H, D) wherever the codes say nothing."""
+    values = unit_rows(codes) if unit_vectors else float64(codes)
+    if kept is None and rotation is None:
+        return Level(codes, torch.from_numpy(values))
+    rows = np.repeat(fill[:, None], codes.shape[1], axis=1)  # (H, K, D)
+    for head in range(len(codes)):
+        if rotation is not None:
+            turn = float64(rotation[head])
+            rows[head] += matmul(values[head] - matmul(fill[head][None], turn), turn.T)
+        elif kept is not None:
+            rows[head][:, kept[head].numpy()] = values[head]
+    return Level(codes, torch.from_numpy(rows), kept, rotation)
+
+
+def _per_level(stacked: torch.Tensor | None, levels: int) -> Sequence[torch.Tensor | None]:
+    """(L or 1, ...) as one entry per level; None stays None."""
+    return [None] * levels if stacked is None else stacked.expand(levels, *stacked.shape[1:]).unbind()
+
+
+def _affine(layer: Linear, x: np.ndarray) -> np.ndarray:
+    """x W^T + b in float64."""
+    y = matmul(x, float64(layer.weight).T)
+    return y if layer.bias is None else y + float64(layer.bias)
+
+
+def _layer_norm(layer: LayerNorm, x: np.ndarray) -> np.ndarray:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, in float64."""
+    off = x - x.mean(axis=-1, keepdims=True)
+    y = off / np.sqrt((off * off).mean(axis=-1, keepdims=True) + layer.eps) * float64(layer.weight)
+    return y if layer.bias is None else y + float64(layer.bias)

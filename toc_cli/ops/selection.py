@@ -1,0 +1,97 @@
+"""From scores to kept dimensions: a share, a count, or both ends of the ranking."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+
+import numpy as np
+import torch
+
+from toc_cli.errors import UsageError
+from toc_cli.ops.linear import Array, float64
+
+_NUMBER = re.compile(r"\d{1,18}(\.\d{0,18})?|\.\d{1,18}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kept dimensions of one codebook and the ranking they come from."""
+
+    kept: torch.Tensor  # (D',) int64 ascending
+    order: torch.Tensor  # (D,) int64, every dimension by falling score
+    chosen: torch.Tensor  # (D',) int64 in the order of choice: best first, then (with a ratio) worst first
+
+
+def parse_keep(keep: str | float | int, dim: int) -> int | None:
+    """The number of dimensions that `--keep` asks for, of `dim`; None for `auto`.
+
+    "0.5", "50%" and 0.5 are shares (round half up, at least 1), "128" and 128 counts; "1.0" keeps all, "1" keeps one.
+    UsageError for anything else: zero, negative, a share above 1, more than `dim`, not a number.
+    """
+    text = str(keep).strip()
+    if text == "auto":
+        return None
+    percent = text.endswith("%")
+    digits = text.removesuffix("%").strip()
+    if not _NUMBER.fullmatch(digits):
+        raise UsageError(f"--keep {text!r} is not a share or a count.", _KEEP_HINT)
+    value = Decimal(digits)
+    if not percent and "." not in digits:
+        return _count(int(value), text, dim)
+    share = value / 100 if percent else value
+    if not 0 < share <= 1:
+        raise UsageError(f"--keep {text} is a share outside (0, 1].", _KEEP_HINT)
+    return max(1, int((share * dim).to_integral_value(ROUND_HALF_UP)))
+
+
+_KEEP_HINT = "Use a share (0.5 or 50%), a count (128) or auto."
+
+
+def _count(count: int, text: str, dim: int) -> int:
+    if count < 1:
+        raise UsageError(f"--keep {text} keeps no dimension.", _KEEP_HINT)
+    if count > dim:
+        raise UsageError(f"--keep {text} asks for more than the codebook's {dim} dimensions.", f"Use at most {dim}.")
+    return count
+
+
+def parse_ratio(text: str) -> tuple[int, int]:
+    """`MAX:MIN` as two whole numbers, not both 0. UsageError otherwise."""
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text.strip(), re.ASCII)
+    if not match or not (int(match[1]) or int(match[2])):
+        raise UsageError(f"--ratio {text!r} is not MAX:MIN.", "Use two whole numbers, such as 3:1.")
+    return int(match[1]), int(match[2])
+
+
+def rank(score: Array, last: Array | None = None) -> torch.Tensor:
+    """Dimensions (D,) by falling score (D,), ties to the smaller index; those marked in `last` (D,) bool come last."""
+    score = float64(score)
+    if not np.isfinite(score).all():
+        raise ValueError("a score is not finite")
+    behind = np.zeros(len(score), dtype=bool) if last is None else np.asarray(last, dtype=bool)
+    return torch.from_numpy(np.lexsort((np.arange(len(score)), -score, behind)))
+
+
+def select(score: Array, count: int, ratio: tuple[int, int] | None = None, last: Array | None = None) -> Selection:
+    """Keep exactly `count` dimensions of score (D,), 1 <= count <= D, ties to the smaller index.
+
+    `ratio` (MAX, MIN) takes MAX/(MAX+MIN) of them (round half up) from the highest scores and the rest from the lowest
+    (the published scripts' `max_num:min_num`, whose integer division can keep fewer). No index is taken twice.
+    """
+    order = rank(score, last)
+    top = count
+    if ratio is not None:
+        most, least = ratio
+        top = (2 * count * most + most + least) // (2 * (most + least))
+    best, rest = order[:top], order[top:]
+    ends = _lowest(float64(score), rest.numpy(), count - top, last)
+    chosen = torch.cat([best, torch.from_numpy(ends)])
+    return Selection(kept=chosen.sort().values, order=order, chosen=chosen)
+
+
+def _lowest(score: np.ndarray, among: np.ndarray, count: int, last: Array | None) -> np.ndarray:
+    """The `count` lowest of `among`, lowest first, ties to the smaller index."""
+    ahead = np.zeros(len(score), dtype=bool) if last is None else np.asarray(last, dtype=bool)
+    return among[np.lexsort((among, score[among], ~ahead[among]))][:count]
