@@ -64,10 +64,14 @@ class Site:
     """None: serves every level."""
     head: int | None = None
     """None: the axis is flat over heads, length H*D, head h at [h*D, (h+1)*D) (so D long where H = 1, or where all heads share)."""
+    window: tuple[tuple[int, int, int], ...] = ()
+    """(axis, start, stop) triples: the part of the tensor that holds this level and head, where one tensor holds several."""
     offset: int = 0
     """Where the code dimensions start along the axis (a consumer that reads a concatenation)."""
     counts: str | None = None
     """For `sums`: the key of the per-code counts."""
+    floor: float = 0.0
+    """For `sums` that are divided at lookup: the least count of the division (Mimi: 1e-5)."""
     bias: str | None = None
     """For producer: the bias cut with it; for consumer: the bias that takes the constant c, if there is one."""
     norm: Literal["", "weight_g", "original0"] = ""
@@ -107,19 +111,30 @@ class Codebook:
     """Width W of the features before the projection; None without one."""
     ema_twins: tuple[str, ...] = ()
     sites: tuple[Site, ...] = ()
-    additions: Callable[[torch.Tensor], Mapping[str, torch.Tensor]] | None = None
-    """Tensors that the sliced form adds (selection projections), from kept (L|1, H, D')."""
+    additions: Callable[[torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]] | None = None
+    """Tensors that the sliced form adds around the codebook, from the basis (L|1, H, D, D') of the kept space and the constant
+    (L, H, D) off it, both float64: selection projections."""
+    stored_fill: Callable[[Checkpoint, torch.Tensor], torch.Tensor] | None = None
+    """What must be stored (L, H, D) so that the effective code is the constant (L, H, D); None: the constant itself."""
     config_edits: Callable[[torch.Tensor], Mapping[tuple[str, ...], Any]] | None = None
     """`config.json` values of the sliced form, from kept."""
     value_edits: Callable[[torch.Tensor], Mapping[tuple[str, ...], Any]] | None = None
     """Plain values inside a torch file of the sliced form, from kept."""
     refusals: Mapping[Mode, str] = field(default_factory=dict)
     """The sentence for each mode that is impossible."""
+    kept_refusal: Callable[[Mode, int], str] | None = None
+    """The sentence where a mode is impossible at this D' alone, else ""."""
+    load_hint: Callable[[int], str] | None = None
+    """For a sliced file without a config to patch: what its owner must write in the model's constructor, from D'."""
+    together: str = ""
+    """Codebooks with the same word share one config value: the sliced form needs all of them, cut to one D'."""
     zero_fill: bool = False
     """Whether c must be 0 (cosine lookups, or a consumer that cannot fold a constant in sliced form)."""
     warnings: tuple[str, ...] = ()
+    root: str = ""
+    """Prefix of every full key that `copies` replace (`ema/` where the copy is `model/`)."""
     copies: tuple[str, ...] = ()
-    """Section prefixes of further copies of the same codebook (`ema` beside `model`), edited alike."""
+    """Prefixes of further copies of the same codebook (`model/` beside `ema/`), edited alike."""
 
     @property
     def levels(self) -> int:

@@ -1,0 +1,345 @@
+"""The generic engine of the emit modes: from the sites of a codebook to the tensors of an edited copy.
+
+Legend: L levels, H heads, D dimensions, D' kept ones, c the constant of the dropped dimensions.
+
+A selection is the basis P (D, D') of unit vectors at the kept dimensions; a rotation is any P with orthonormal columns.
+The reduced code is P^T e; what stands for it in full width is P P^T e + (I - P P^T) c (toc-math, "Sliced equivalence").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from toc_cli.errors import UsageError
+from toc_cli.io.checkpoint.base import Checkpoint, Edits
+from toc_cli.io.families import moments
+from toc_cli.io.families.base import Codebook, Mode, Site
+
+MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
+DIRECTION_TO_MAGNITUDE = {"weight_g": ("weight_v", "weight_g"), "original0": ("original1", "original0")}
+
+
+@dataclass(frozen=True)
+class Space:
+    """The kept space of a codebook: basis and constant, level by level and head by head."""
+
+    basis: torch.Tensor
+    """(L|1, H, D, D') float64, orthonormal columns."""
+    constant: torch.Tensor
+    """(L, H, D) float64: what the dropped part of every code becomes, (I - P P^T) c."""
+    kept: torch.Tensor | None
+    """(L|1, H, D') int64 of a selection; None for a rotation."""
+
+    @property
+    def size(self) -> int:
+        """D'."""
+        return self.basis.shape[-1]
+
+    def blocks(self, site: Site, length: int) -> list[int]:
+        """Heads whose dimensions stand one after the other along an axis of `length`; a shared axis counts as head 0."""
+        heads, dim = self.basis.shape[1:3]
+        if site.head is not None:
+            return [site.head]
+        return list(range(heads)) if length >= site.offset + heads * dim else [0]
+
+    def level(self, site: Site) -> int:
+        """The row of `basis` that serves a site."""
+        return min(site.level or 0, self.basis.shape[0] - 1)
+
+    def positions(self, site: Site, length: int) -> torch.Tensor:
+        """Kept positions along the whole axis, neighbours of the code dimensions included."""
+        assert self.kept is not None
+        dim = self.basis.shape[2]
+        blocks = self.blocks(site, length)
+        starts = [site.offset + i * dim for i in range(len(blocks))]
+        inner = [start + self.kept[self.level(site), head] for start, head in zip(starts, blocks, strict=True)]
+        return torch.cat([torch.arange(site.offset), *inner, torch.arange(starts[-1] + dim, length)])
+
+    def dropped(self, site: Site, length: int) -> torch.Tensor:
+        """Positions along the whole axis that a selection drops."""
+        gone = torch.ones(length, dtype=torch.bool)
+        gone[self.positions(site, length)] = False
+        return gone.nonzero().flatten()
+
+    def constants(self, site: Site, length: int, values: torch.Tensor) -> torch.Tensor:
+        """`values` (L, H, D) laid along the axis (length,), zero outside the code dimensions; a consumer of all levels reads their sum."""
+        row = values.sum(0) if site.role == "consumer" and site.level is None else values[site.level or 0]
+        flat = row[self.blocks(site, length)].flatten()
+        return torch.nn.functional.pad(flat, (site.offset, length - site.offset - flat.numel()))
+
+    def reduce(self, tensor: torch.Tensor, site: Site) -> torch.Tensor:
+        """The tensor in the kept space along the site's axis: a copy with its own storage."""
+        length = tensor.shape[site.axis]
+        if self.kept is not None:
+            return tensor.index_select(site.axis, self.positions(site, length))
+        dim = self.basis.shape[2]
+        moved = tensor.double().movedim(site.axis, -1)
+        blocks = self.blocks(site, length)
+        pieces = [moved[..., : site.offset]]
+        for i, head in enumerate(blocks):
+            start = site.offset + i * dim
+            pieces.append(moved[..., start : start + dim] @ self.basis[self.level(site), head])
+        pieces.append(moved[..., site.offset + len(blocks) * dim :])
+        return torch.cat(pieces, -1).movedim(-1, site.axis).to(tensor.dtype).contiguous()
+
+
+def space(codebook: Codebook, kept: torch.Tensor, fill: torch.Tensor, rotation: torch.Tensor | None = None) -> Space:
+    """The kept space from indices (L|1, H, D'), the constant (L, H, D) and an optional rotation (D, D') or (L|1, H, D, D')."""
+    fill = fill.to(codebook.dtype).double()  # the constant as the table's dtype holds it
+    if rotation is not None:
+        basis = rotation.double()
+        basis = basis.expand(1, codebook.heads, *basis.shape) if basis.dim() == 2 else basis
+        inside = basis @ (basis.transpose(-1, -2) @ fill.unsqueeze(-1))
+        return Space(basis, fill - inside.squeeze(-1), None)
+    basis = torch.nn.functional.one_hot(kept, codebook.dim).double().transpose(-1, -2)
+    return Space(basis, fill * (1 - basis.sum(-1)), kept)
+
+
+def supported(ckpt: Checkpoint, codebook: Codebook, size: int | None = None, *, rotated: bool = False) -> dict[Mode, str]:
+    """Which modes a codebook offers: "" where it does, else the reason; `size` = D' also checks what that size rules out."""
+    reasons: dict[Mode, str] = {"codebook": ""}
+    roles = {site.role for site in codebook.sites}
+    for mode in MODES[1:]:
+        reason = codebook.refusals.get(mode) or (ckpt.read_only or "").rstrip(".")
+        if not reason and mode == "masked" and not roles & {"codes", "sums"}:
+            reason = "no stored table of this codebook can be edited in place"
+        if not reason and mode == "consumer" and "consumer" not in roles:
+            reason = "the layer that reads the quantised vector is not in this file, or not known"
+        if not reason and mode == "sliced" and not (roles & {"producer", "consumer"} or codebook.additions or codebook.load_hint):
+            reason = "the layers around the codebook are not in this file, or not known"
+        if not reason and rotated and (mode != "sliced" or "scale" in roles):
+            reason = "a rotation mixes the dimensions, and this form can only drop them"
+        if not reason and mode == "sliced":
+            reason = _optimizer_refusal(ckpt, codebook, rotated)
+        if not reason and size is not None and codebook.kept_refusal:
+            reason = codebook.kept_refusal(mode, size)
+        reasons[mode] = reason
+    return reasons
+
+
+def edits(
+    ckpt: Checkpoint,
+    codebook: Codebook,
+    mode: Mode,
+    *,
+    kept: torch.Tensor,
+    fill: torch.Tensor,
+    rotation: torch.Tensor | None = None,
+    on: Edits | None = None,
+) -> Edits:
+    """The edits of one mode for one codebook, on top of those made before it for other codebooks of the file.
+
+    Args:
+        kept: (L|1, H, D') int64, ascending; ignored under a rotation.
+        fill: (L, H, D) float64, the constant c; values at kept dimensions do not matter.
+        rotation: (D, D') or (L|1, H, D, D'), orthonormal columns.
+
+    Raises:
+        UsageError: the mode is not offered, or two codebooks ask for different values of one configuration entry.
+    """
+    where = space(codebook, kept, fill, rotation)
+    reason = supported(ckpt, codebook, where.size, rotated=rotation is not None)[mode]
+    if reason:
+        raise UsageError(f"--emit {mode} is not possible for {codebook.label}: {reason}.", "Try another --emit.")
+    edit = _Edit(ckpt, codebook, where, on or Edits())
+    {"codebook": lambda: None, "masked": edit.masked, "sliced": edit.sliced, "consumer": edit.consumer}[mode]()
+    edit.keep_sharing()
+    return edit.result(mode)
+
+
+class _Edit:
+    """The growing set of tensors of one mode."""
+
+    def __init__(self, ckpt: Checkpoint, codebook: Codebook, where: Space, on: Edits) -> None:
+        self.ckpt, self.codebook, self.space, self.on = ckpt, codebook, where, on
+        self.tensors: dict[str, torch.Tensor] = dict(on.tensors)
+        self.moments = moments.of_parameters(ckpt, _cut_keys(codebook), codebook.copies).found
+
+    def get(self, key: str) -> torch.Tensor:
+        return self.tensors[key] if key in self.tensors else self.ckpt.get(key)
+
+    def sites(self, *roles: str) -> Iterator[Site]:
+        """The sites of some roles, in the codebook itself and in each of its copies."""
+        for site in self.codebook.sites:
+            if site.role in roles:
+                yield site
+        for copy in self.codebook.copies:
+            for site in self.codebook.sites:
+                key = copy_key(self.ckpt, self.codebook.root, copy, site.key)
+                if site.role in roles and key:
+                    names = {name: copy_key(self.ckpt, self.codebook.root, copy, getattr(site, name)) for name in ("counts", "bias")}
+                    yield Site(**{**site.__dict__, **names, "key": key})
+
+    def masked(self) -> None:
+        values = self.space.constant
+        if self.codebook.stored_fill:
+            values = self.codebook.stored_fill(self.ckpt, values)
+        for site in self.sites("codes", "sums"):
+            tensor = self.get(site.key).clone()
+            length = tensor.shape[site.axis]
+            dropped = self.space.dropped(site, length)
+            constant = self.space.constants(site, length, values)[dropped]
+            part = narrow(tensor, site).movedim(site.axis, -1)
+            if site.role == "sums":
+                assert site.counts is not None
+                counts = self.get(site.counts).double().clamp(min=site.floor)
+                counts = counts.reshape([n for i, n in enumerate(tensor.shape) if i != site.axis]).unsqueeze(site.axis)
+                constant = narrow(counts, site).movedim(site.axis, -1) * constant
+            part[..., dropped] = constant.to(tensor.dtype)
+            if site.role == "codes" and self.codebook.stored_unit:
+                part.copy_(unit_rows(part))
+            self.tensors[site.key] = tensor
+
+    def sliced(self) -> None:
+        for site in self.sites("consumer"):
+            self.fold(site)
+        before: dict[tuple[str, int], torch.Tensor] = {}
+        for site in self.sites("codes", "sums", "scale", "producer", "consumer"):
+            if site.norm:
+                self.cut_normed(site)
+            else:
+                self.cut(site, before)
+            for key in self.moments.get(site.key, ()):
+                self.tensors[key] = self.space.reduce(self.ckpt.get(key), site)
+            if site.role == "producer" and site.bias:
+                bias = Site(site.bias, 0, "producer", site.level, site.head, site.offset)
+                for key in (site.bias, *self.moments.get(site.bias, ())):
+                    self.tensors[key] = self.space.reduce(self.get(key), bias)
+        if self.codebook.additions:
+            self.tensors.update(self.codebook.additions(self.space.basis, self.space.constant))
+
+    def cut(self, site: Site, before: dict[tuple[str, int], torch.Tensor]) -> None:
+        """Reduce one tensor; the further heads or levels inside it then write their own windows."""
+        whole = before.get((site.key, site.axis))
+        if whole is None:
+            whole = before[site.key, site.axis] = self.get(site.key)
+            self.tensors[site.key] = self.space.reduce(whole, site)
+        elif site.window:
+            narrow(self.tensors[site.key], site).copy_(self.space.reduce(narrow(whole, site), site))
+        if site.role == "codes" and self.codebook.stored_unit:
+            part = narrow(self.tensors[site.key], site).movedim(site.axis, -1)
+            part.copy_(unit_rows(part))
+
+    def cut_normed(self, site: Site) -> None:
+        """Reduce a weight-normed layer: exact along the axis of its magnitude, else through the weight itself."""
+        size = self.get(magnitude_key(site))
+        if self.space.kept is not None and size.shape[site.axis] > 1:
+            self.tensors[magnitude_key(site)] = self.space.reduce(size, site)
+            self.tensors[site.key] = self.space.reduce(self.get(site.key), site)
+        else:
+            self.set_weight(site, self.space.reduce(self.weight(site), site))
+
+    def consumer(self) -> None:
+        for site in self.sites("consumer"):
+            self.fold(site)
+            tensor = self.get(site.key)
+            dropped = self.space.dropped(site, tensor.shape[site.axis])
+            if site.norm:
+                self.set_weight(site, self.weight(site).index_fill(site.axis, dropped, 0))
+            else:
+                self.tensors[site.key] = tensor.index_fill(site.axis, dropped, 0)
+
+    def fold(self, site: Site) -> None:
+        """Add W[:, dropped] c to the bias of a consumer; sum over its kernel, output channels first or right after the axis."""
+        tensor = self.get(site.key)
+        constant = self.space.constants(site, tensor.shape[site.axis], self.space.constant)
+        if not constant.any():
+            return
+        if not (site.folds and site.bias):
+            raise UsageError(f"The constant of the dropped dimensions does not fold into {site.key} exactly.", "Use --fill zero.")
+        moved = torch.tensordot(self.weight(site), constant, dims=([site.axis], [0]))
+        bias = self.get(site.bias)
+        self.tensors[site.bias] = (bias.double() + moved.reshape(bias.shape[0], -1).sum(1)).to(bias.dtype)
+
+    def weight(self, site: Site) -> torch.Tensor:
+        """The weight of a layer in float64: g v / |v| where it is weight-normed, |v| over the axes where g has length one."""
+        tensor = self.get(site.key).double()
+        if not site.norm:
+            return tensor
+        size = self.get(magnitude_key(site)).double()
+        return size * tensor / norm_beside(tensor, size)
+
+    def set_weight(self, site: Site, weight: torch.Tensor) -> None:
+        """Write a weight as magnitude and direction; a channel that lost all of its weight gets magnitude 0 and any direction."""
+        stored = self.get(magnitude_key(site))
+        size = norm_beside(weight, stored)
+        self.tensors[magnitude_key(site)] = size.to(stored.dtype)
+        direction = torch.where(size > 0, weight, torch.ones_like(weight))
+        self.tensors[site.key] = direction.to(stored.dtype).contiguous()
+
+    def keep_sharing(self) -> None:
+        """Tensors that share one storage in the file, with the same content, get the same edit."""
+        infos = self.ckpt.infos
+        mine = [key for key in self.tensors if key in infos and key not in self.on.tensors and infos[key].storage is not None]
+        shared: dict[tuple[object, ...], list[str]] = {}
+        for info in infos.values():
+            shared.setdefault((info.storage, info.shape), []).append(info.key)
+        done: set[str] = set()
+        for key in mine:
+            if key not in done:
+                group = shared[infos[key].storage, infos[key].shape]
+                same = [other for other in group if other == key or torch.equal(self.ckpt.get(other), self.ckpt.get(key))]
+                self.tensors.update(dict.fromkeys(same, self.tensors[key]))
+                done.update(same)
+
+    def result(self, mode: Mode) -> Edits:
+        """The tensors, and what the sliced form changes in the configuration."""
+        codebook, kept = self.codebook, self.space.kept
+        config, values = dict(self.on.config), dict(self.on.values)
+        if mode == "sliced":
+            if kept is None:
+                kept = torch.arange(self.space.size).expand(*self.space.basis.shape[:2], self.space.size)
+            for target, change in ((config, codebook.config_edits), (values, codebook.value_edits)):
+                for path, value in (change(kept) if change else {}).items():
+                    if target.setdefault(path, value) != value:
+                        raise UsageError(f"Two codebooks ask for {'.'.join(path)} = {target[path]} and {value}.", "Give them the same --keep.")
+        return Edits(self.tensors, config, values)
+
+
+def _cut_keys(codebook: Codebook) -> set[str]:
+    """The keys whose shape the sliced form changes."""
+    biases = {site.bias for site in codebook.sites if site.role == "producer" and site.bias}
+    return {site.key for site in codebook.sites} | biases
+
+
+def _optimizer_refusal(ckpt: Checkpoint, codebook: Codebook, rotated: bool) -> str:
+    state = moments.of_parameters(ckpt, _cut_keys(codebook), codebook.copies)
+    if state.unsure:
+        return f"the optimizer state in the file may belong to {state.unsure[0]}, and nothing says for certain which moments to cut"
+    if rotated and any(state.found.values()):
+        return "the second moments of the optimizer state in the file cannot be rotated"
+    return ""
+
+
+def copy_key(ckpt: Checkpoint, root: str, copy: str, key: str | None) -> str | None:
+    """The key of a copy (`model/x` for `ema/x`; Lightning's LitEma writes its names without dots), None where there is none."""
+    if key is None or not key.startswith(root):
+        return None
+    rest = key[len(root) :]
+    return next((name for name in (copy + rest, copy + rest.replace(".", "")) if name in ckpt.infos), None)
+
+
+def narrow(tensor: torch.Tensor, site: Site) -> torch.Tensor:
+    """The view of a site's window."""
+    for axis, start, stop in site.window:
+        tensor = tensor.narrow(axis, start, stop - start)
+    return tensor
+
+
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (..., D) of unit length; rows of zeros stay."""
+    return torch.nn.functional.normalize(rows.double(), dim=-1).to(rows.dtype)
+
+
+def norm_beside(weight: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """|v| over the axes where a magnitude `size` has length one, kept as axes."""
+    return torch.linalg.vector_norm(weight, dim=[axis for axis, n in enumerate(size.shape) if n == 1], keepdim=True)
+
+
+def magnitude_key(site: Site) -> str:
+    """The key of the magnitude g beside the direction v of a weight-normed layer."""
+    direction, size = DIRECTION_TO_MAGNITUDE[site.norm]
+    return site.key.removesuffix(direction) + size

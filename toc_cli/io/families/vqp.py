@@ -1,0 +1,357 @@
+"""Checkpoints of vector-quantize-pytorch: VectorQuantize and what is built from it, SimVQ, RandomProjectionQuantizer.
+
+Legend: L levels, H heads (groups of a GroupedResidualVQ count as heads), K codes, D dimensions, W outer width.
+Read from the source of version 1.32.0; older releases store [K, D] tables without the leading axis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from toc_cli.errors import InputError
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.base import Affine, Codebook, Mode, Norm, Parts, Site
+from toc_cli.io.families.names import Section, sections
+
+FAMILY = "vector-quantize-pytorch"
+NO_CONSUMER = "the module ends with its codebook: which layer reads the quantised vector only the code around it knows"
+AFFINE = ("codebook_mean", "codebook_variance", "batch_mean", "batch_variance")
+EPS = 1e-5
+"""The clamp of the variances in the library's affine form."""
+
+
+def find(ckpt: Checkpoint) -> list[Codebook]:
+    """Every quantiser of the library, in the order of the file."""
+    found = []
+    for section in sections(ckpt):
+        modules: dict[str, dict[tuple[int, int], str]] = {}
+        for match in section.matches(r"((?:.*\.)?)_codebook\.embed"):
+            root, group, level = _place(match[1])
+            modules.setdefault(root, {})[level, group] = match[1]
+        found += [_quantiser(ckpt, Module(section, root, books)) for root, books in modules.items()]
+        found += _sim_vq(section)
+    return found
+
+
+def _place(prefix: str) -> tuple[str, int, int]:
+    """(root, group, level) of a VectorQuantize by its prefix: `b.rvqs.1.layers.2.` is level 2 of group 1 of `b.`."""
+    match = re.fullmatch(r"((?:.*?\.)??)(?:rvqs\.(\d+)\.)?layers\.(\d+)\.", prefix)
+    return (match[1], int(match[2] or 0), int(match[3])) if match else (prefix, 0, 0)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One quantiser module: where its VectorQuantize parts and its projections are."""
+
+    section: Section
+    root: str
+    books: Mapping[tuple[int, int], str]
+    """Prefix of the VectorQuantize of (level, group)."""
+
+    @property
+    def levels(self) -> int:
+        return 1 + max(level for level, _ in self.books)
+
+    @property
+    def groups(self) -> int:
+        return 1 + max(group for _, group in self.books)
+
+    @property
+    def residual(self) -> bool:
+        """Whether this is a ResidualVQ (a stack of one level still is one)."""
+        return self.books[0, 0] != self.root
+
+    def name(self, level: int, group: int, leaf: str) -> str:
+        """Name of a tensor of one `_codebook`."""
+        return f"{self.books[level, group]}_codebook.{leaf}"
+
+    def shape(self, level: int = 0, group: int = 0) -> tuple[int, int, int]:
+        """(tables, K, D) of one level."""
+        stored = self.section.shape(self.name(level, group, "embed"))
+        return (1, *stored) if len(stored) == 2 else stored  # type: ignore[return-value]
+
+    def around(self, group: int) -> str:
+        """Prefix of the projections around all levels of a group."""
+        return f"{self.root}rvqs.{group}." if f"{self.root}rvqs." in self.books[0, 0] else self.root
+
+    def projection(self, group: int, which: str) -> str | None:
+        """Name of a projection without `.weight`; inside a Sequential with its LayerNorm it is number 0."""
+        names = (f"{self.around(group)}{which}", f"{self.around(group)}{which}.0")
+        return next((name for name in names if f"{name}.weight" in self.section), None)
+
+    @property
+    def heads(self) -> int:
+        """H: groups, or tables, or what the rows of the projection say where one table serves all heads."""
+        tables, _, dim = self.shape()
+        into = self.projection(0, "project_in")
+        shared = self.section.shape(f"{into}.weight")[0] // dim if into else 1
+        return max(self.groups, tables, shared)
+
+    @property
+    def shared_table(self) -> bool:
+        """Whether several heads look up one table."""
+        return self.heads > max(self.groups, self.shape()[0])
+
+    @property
+    def shared_levels(self) -> bool:
+        """Whether all levels are one storage (`shared_codebook=True`)."""
+        first = self.section.infos[self.name(0, 0, "embed")].storage
+        return self.levels > 1 and first is not None and first == self.section.infos[self.name(1, 0, "embed")].storage
+
+    @property
+    def outer_width(self) -> int | None:
+        """W, None without projections."""
+        into = self.projection(0, "project_in")
+        return self.section.shape(f"{into}.weight")[1] * self.groups if into else None
+
+    @property
+    def width(self) -> int:
+        """Width of what the module reads and gives."""
+        return self.outer_width or self.heads * self.shape()[2]
+
+    def has(self, part: str) -> bool:
+        """Whether the module or its `_codebook` owns a sub-module or buffer of this name."""
+        return any(name.startswith((f"{self.root}{part}", self.name(0, 0, part))) for name in self.section)
+
+
+def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
+    _, _, dim = module.shape()
+    section, info = module.section, module.section.infos[module.name(0, 0, "embed")]
+    random = any(name == f"{module.root.removesuffix('vq.')}rand_projs" for name in section)
+    cosine = random or _unit_norm(ckpt, info.key)
+    qinco, affine, normed = module.has("mlps."), module.has("batch_mean"), module.projection(0, "project_in.1") is not None
+    sites = _sites(module)
+    refusals: dict[Mode, str] = {}
+    warnings = []
+    if normed:
+        refusals["sliced"] = "the LayerNorm after project_in spans all dimensions, so its statistics would change"
+    if qinco:
+        refusals["masked"] = "every level after the first passes through an MLP (QINCo), which mixes the dimensions again"
+        refusals["sliced"] = refusals["masked"]
+        warnings.append("only level 0 is a fixed table: the codes of the others come out of an MLP (QINCo)")
+    if random:
+        refusals["sliced"] = "RandomProjectionQuantizer has no codebook_dim: the library always builds codes of its own width"
+        refusals["consumer"] = "only the indices of a RandomProjectionQuantizer are used, nothing reads its vectors"
+        warnings.append("codebook and projection are random by design: the scores of the dimensions carry no learned meaning")
+    if cosine and not random:
+        warnings.append("all codes have unit norm: read as a cosine codebook (--metric euclidean says otherwise)")
+    if affine:
+        warnings.append("the library moves batch_mean and batch_variance at every forward pass; tokens here are those of the stored statistics")
+    if module.has("vq_bridge."):
+        refusals |= dict.fromkeys(("masked", "sliced"), "the table passes through a vq_bridge network before it is looked up")
+    if module.projection(0, "project_out") is None:
+        refusals.setdefault("consumer", NO_CONSUMER)
+    return Codebook(
+        family=FAMILY,
+        keys=tuple(tuple(_head_key(module, level, head) for head in range(module.heads)) for level in range(module.levels)),
+        num_codes=tuple(module.shape(level)[1] for level in range(module.levels)),
+        dim=dim,
+        heads=module.heads,
+        metric="cosine" if cosine else "euclidean",
+        dtype=info.dtype,
+        parts=lambda ckpt: _parts(ckpt, module, 1 if qinco else module.levels),
+        residual=module.residual,
+        own_dims_per_head=not module.shared_table,
+        unit_vectors=cosine,
+        stored_unit=cosine,
+        exact_levels=1 if qinco else None,
+        outer_width=module.outer_width,
+        ema_twins=tuple(site.key for site in sites if site.role == "sums"),
+        sites=tuple(sites),
+        additions=None if module.outer_width else lambda basis, constant: _selections(module, basis, constant, info.dtype),
+        stored_fill=(lambda ckpt, fill: _before_affine(ckpt, module, fill)) if affine else None,
+        refusals=refusals,
+        kept_refusal=lambda mode, size: _identity_trap(module, mode, size),
+        load_hint=lambda size: _constructor(module, size),
+        zero_fill=cosine or module.shared_levels,
+        warnings=tuple(warnings),
+    )
+
+
+def _head_key(module: Module, level: int, head: int) -> str:
+    return module.section.key(module.name(level, head if module.groups > 1 else 0, "embed"))
+
+
+def _unit_norm(ckpt: Checkpoint, key: str) -> bool:
+    """Whether all rows have unit length, as the library keeps those of a cosine codebook."""
+    table = ckpt.get(key).double()
+    spread = (torch.linalg.vector_norm(table, dim=-1) - 1).abs()
+    return bool((spread < (1e-4 if ckpt.infos[key].dtype.itemsize >= 4 else 2e-2)).all())
+
+
+def _sites(module: Module) -> list[Site]:
+    section, (tables, _, _) = module.section, module.shape()
+    sites: list[Site] = []
+    for level in range(module.levels):
+        for head in range(max(module.groups, tables)):
+            group = head if module.groups > 1 else 0
+            where = None if module.shared_table or module.heads == 1 else head
+            for leaf, role in (("embed", "codes"), ("embed_avg", "sums"), *((name, "scale") for name in AFFINE)):
+                name = module.name(level, group, leaf)
+                if name not in section:
+                    continue
+                shape = section.shape(name)
+                window = ((0, head, head + 1),) if tables > 1 else ()
+                counts = section.optional(module.name(level, group, "cluster_size")) if role == "sums" else None
+                if role == "sums" and counts is None:
+                    continue
+                sites.append(Site(section.key(name), len(shape) - 1, role, level, where, window, counts=counts))  # type: ignore[arg-type]
+    for group in range(module.groups):
+        where = group if module.groups > 1 else None
+        into, out = module.projection(group, "project_in"), module.projection(group, "project_out")
+        if into:
+            bias = section.optional(f"{into}.bias")
+            sites.append(Site(section.key(f"{into}.weight"), 0, "producer", head=where, bias=bias))
+        if out:
+            bias = section.optional(f"{out}.bias")
+            sites.append(Site(section.key(f"{out}.weight"), 1, "consumer", head=where, bias=bias))
+    return sites
+
+
+def _tables(ckpt: Checkpoint, module: Module, level: int) -> torch.Tensor:
+    """The effective codes (H, K, D) of a level."""
+    if module.has("vq_bridge."):
+        raise InputError(f"{module.name(level, 0, 'embed')} passes through a vq_bridge network: the effective codes are not in the file.")
+    parts = []
+    for group in range(module.groups):
+        table = ckpt.get(module.section.key(module.name(level, group, "embed")))
+        table = table.reshape(-1, *table.shape[-2:])
+        if module.name(level, group, "batch_mean") in module.section:
+            mean, scale, shift = _affine(ckpt, module, level, group)
+            table = (table - mean) * scale + shift
+        parts.append(table)
+    stacked = torch.cat(parts)
+    return stacked.expand(module.heads, *stacked.shape[1:]) if module.shared_table else stacked
+
+
+def _affine(ckpt: Checkpoint, module: Module, level: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(codebook mean, batch std / codebook std, batch mean), each (H, 1, D): code -> (code - mean) * ratio + batch mean."""
+    codebook_mean, codebook_variance, batch_mean, batch_variance = (
+        ckpt.get(module.section.key(module.name(level, group, name))) for name in AFFINE
+    )
+    return codebook_mean, batch_variance.clamp(min=EPS).sqrt() / codebook_variance.clamp(min=EPS).sqrt(), batch_mean
+
+
+def _before_affine(ckpt: Checkpoint, module: Module, fill: torch.Tensor) -> torch.Tensor:
+    """What must stand in the table (L, H, D) so that the affine makes the constant of it."""
+    stored = fill.clone()
+    for level in range(module.levels):
+        for group in range(module.groups):
+            mean, scale, shift = (t.double().squeeze(1) for t in _affine(ckpt, module, level, group))
+            rows = slice(group, group + 1) if module.groups > 1 else slice(None)
+            stored[level, rows] = (fill[level, rows] - shift) / scale + mean
+    return stored
+
+
+def _parts(ckpt: Checkpoint, module: Module, levels: int) -> Parts:
+    section = module.section
+
+    def affine(which: str) -> Affine | None:
+        weights, biases = [], []
+        for group in range(module.groups):
+            name = module.projection(group, which)
+            if name is None:
+                return None
+            weights.append(ckpt.get(section.key(f"{name}.weight")))
+            bias = section.optional(f"{name}.bias")
+            biases.append(ckpt.get(bias) if bias else weights[-1].new_zeros(weights[-1].shape[0]))
+        return Affine(torch.block_diag(*weights) if len(weights) > 1 else weights[0], torch.cat(biases))
+
+    norm, name = None, f"{module.root}project_in.1"
+    if f"{name}.weight" in section:
+        norm = Norm(ckpt.get(section.key(f"{name}.weight")), ckpt.get(section.key(f"{name}.bias")))
+    tables = tuple(_tables(ckpt, module, level) for level in range(levels))
+    return Parts(tables, affine("project_in"), norm, affine("project_out"))
+
+
+def _selections(module: Module, basis: torch.Tensor, constant: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Projections for a module that had none: x -> P^T x before, q -> P q + c after, block by block over the heads."""
+    if basis.shape[-1] == basis.shape[-2]:
+        return {}
+    section, first = module.section, next(iter(module.section.infos.values()))
+    lead = first.key[: len(first.key) - len(first.name)]
+    offset = constant.sum(0)
+    added = {}
+    for group in range(module.groups):
+        heads = [group] if module.groups > 1 else list(range(module.heads))
+        blocks = torch.block_diag(*(basis[0, head] for head in heads)).to(dtype)
+        around = module.around(group).replace(".", _dot(section))
+        added[f"{lead}{around}project_in{_dot(section)}weight"] = blocks.T.contiguous()
+        added[f"{lead}{around}project_in{_dot(section)}bias"] = torch.zeros(blocks.shape[1], dtype=dtype)
+        added[f"{lead}{around}project_out{_dot(section)}weight"] = blocks.contiguous()
+        added[f"{lead}{around}project_out{_dot(section)}bias"] = offset[heads].flatten().to(dtype)
+    return added
+
+
+def _dot(section: Section) -> str:
+    """How the container writes the dots of a name."""
+    return "/" if any("/" in info.name for info in section.infos.values()) else "."
+
+
+def _identity_trap(module: Module, mode: Mode, size: int) -> str:
+    """The library builds no projections where heads x codebook_dim equals dim, and then cannot load those of the file."""
+    inner = (1 if module.groups > 1 else module.heads) * size
+    outer = module.width // module.groups
+    if mode == "sliced" and inner == outer and size != module.shape()[2]:
+        return f"{module.heads} heads of {size} dimensions make {inner}, the width of the module, and the library then builds no projections to load"
+    return ""
+
+
+def _constructor(module: Module, size: int) -> str:
+    if not module.residual:
+        heads = f", heads={module.heads}" if module.heads > 1 else ""
+        return f"VectorQuantize(dim={module.width}{heads}, codebook_dim={size}, …)"
+    if module.groups > 1:
+        return f"GroupedResidualVQ(dim={module.width}, groups={module.groups}, codebook_dim={size}, …)"
+    return f"ResidualVQ(dim={module.width}, codebook_dim={size}, …)"
+
+
+def _sim_vq(section: Section) -> list[Codebook]:
+    """SimVQ and ResidualSimVQ: the codes are a product, frozen_codebook (K, F) @ code_transform.weight (D, F)^T."""
+    stacks: dict[str, list[str]] = {}
+    for match in section.matches(r"((?:.*\.)?)frozen_codebook"):
+        if f"{match[1]}code_transform.weight" in section:
+            layer = re.fullmatch(r"((?:.*\.)?)layers\.\d+\.", match[1])
+            stacks.setdefault(layer[1] if layer else match[1], []).append(match[1])
+    return [_sim_codebook(section, root, prefixes) for root, prefixes in stacks.items()]
+
+
+def _sim_codebook(section: Section, root: str, prefixes: list[str]) -> Codebook:
+    weights = [f"{prefix}code_transform.weight" for prefix in prefixes]
+    tables = [f"{prefix}frozen_codebook" for prefix in prefixes]
+    dim, frozen = section.shape(weights[0])
+    alone = all(name.startswith(tuple(prefixes)) for name in section)
+    around = "the module must then read and give fewer dimensions, and the layers around it are not known"
+    refusals: dict[Mode, str] = {"consumer": NO_CONSUMER} if alone else {"consumer": NO_CONSUMER, "sliced": around}
+
+    def parts(ckpt: Checkpoint) -> Parts:
+        made = []
+        for prefix, weight, table in zip(prefixes, weights, tables, strict=True):
+            codes = ckpt.get(section.key(table)) @ ckpt.get(section.key(weight)).T
+            bias = section.optional(f"{prefix}code_transform.bias")
+            made.append((codes + ckpt.get(bias) if bias else codes).unsqueeze(0))
+        return Parts(tuple(made))
+
+    biases = [f"{prefix}code_transform.bias" for prefix in prefixes]
+    sites = [Site(section.key(weight), 0, "codes", level) for level, weight in enumerate(weights)]
+    sites += [Site(section.key(bias), 0, "codes", level) for level, bias in enumerate(biases) if bias in section]
+    return Codebook(
+        family=f"{FAMILY} SimVQ",
+        keys=tuple((section.key(table),) for table in tables),
+        num_codes=tuple(section.shape(table)[0] for table in tables),
+        dim=dim,
+        heads=1,
+        metric="euclidean",
+        dtype=section.infos[weights[0]].dtype,
+        parts=parts,
+        residual=tables[0] != f"{root}frozen_codebook",
+        sites=tuple(sites),
+        refusals=refusals,
+        load_hint=lambda size: f"SimVQ(dim={size}, frozen_codebook_dim={frozen}, …), fed with the kept dimensions",
+        zero_fill=True,
+        warnings=("the codes are the product of frozen_codebook and code_transform: the product is scored, code_transform is cut",),
+    )
