@@ -42,6 +42,7 @@ from torch.utils.data import DataLoader
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.config import ModalitySpec
+from toc_cli.io.names import printable
 
 DEFAULT_BLOCK = 64  # clips read at once where the file has no chunks
 SUFFIXES = ("_length", "_present")
@@ -56,14 +57,21 @@ class Modality:
 
 
 class Split:
-    """The clips of one split; opens the file on first use in each process, and holds the blocks read last."""
+    """The clips of one split; opens the file on first use in each process, and holds the blocks read last.
 
-    def __init__(self, path: str | Path, name: str, cache_clips: int = 2048) -> None:
+    `wanted` names the modalities to read, all of which must be there; None takes what there is.
+    """
+
+    def __init__(
+        self, path: str | Path, name: str, wanted: tuple[str, ...] | None = None, cache_clips: int = 2048
+    ) -> None:
         self.path = Path(path)
         self.name = name
+        self.wanted = wanted
         self.cache_clips = cache_clips
         self._handle: tuple[int, h5py.File] | None = None  # (process id, file)
         self._blocks: OrderedDict[int, dict[str, NDArray[np.generic]]] = OrderedDict()
+        self.columns = set(self.group)
         self.modalities = self._modalities()
         self.clips = self._clips()
         self.block = self._block_clips()
@@ -88,7 +96,7 @@ class Split:
     @cached_property
     def captions(self) -> NDArray[np.int64] | None:
         """(N,) ids: equal captions have equal ids; None without a `caption` dataset."""
-        if "caption" not in self.group:
+        if "caption" not in self.columns:
             return None
         column = self.group["caption"]
         values = column.asstr()[:] if h5py.check_string_dtype(column.dtype) else column[:]
@@ -96,12 +104,12 @@ class Split:
 
     @property
     def label_names(self) -> list[str]:
-        return sorted(name for name in self.group if name.startswith("label"))
+        return sorted(name for name in self.columns if name.startswith("label"))
 
     def label(self, name: str) -> NDArray[np.int64]:
         """The labels `name`, (N,), (N, T) or (N, T, classes), checked against the attribute `classes`."""
-        if name not in self.group:
-            have = ", ".join(self.label_names) or "none"
+        if name not in self.columns:
+            have = ", ".join(map(printable, self.label_names)) or "none"
             raise InputError(f"Split {self.name!r} of {self.path.name} has no labels {name!r}.", f"It has: {have}.")
         dataset = self.group[name]
         if dataset.dtype.kind not in "iub":
@@ -118,22 +126,26 @@ class Split:
         return values
 
     def read(self, rows: NDArray[np.int64]) -> Batch:
-        """The clips `rows` (B,) as a `Batch` of float32 tensors; steps and modalities that are not there are zero and
-        masked."""
+        """The clips `rows` (B,) as a `Batch` of float32 tensors.
+
+        Steps and modalities that are not there are zero; there is a mask only where the file has `_length` or
+        `_present`, so that all ranks agree on which masks exist.
+        """
         x: dict[str, torch.Tensor] = {}
         mask: dict[str, torch.Tensor] = {}
         present: dict[str, torch.Tensor] = {}
         for name, modality in self.modalities.items():
-            stored = self._gather(rows, name)
-            here = self._gather(rows, name + "_present").astype(bool)
-            lengths = np.where(here, self._gather(rows, name + "_length"), 0)
-            valid = np.arange(modality.spec.length)[None, :] < lengths[:, None]  # (B, L)
-            values = stored.astype(np.float32) / np.float32(modality.scale)
+            values = self._gather(rows, name).astype(np.float32) / np.float32(modality.scale)
+            lengths = self._gather(rows, name + "_length")
+            here = self._gather(rows, name + "_present").astype(bool) & (lengths > 0)
+            valid = (np.arange(modality.spec.length) < lengths[:, None]) & here[:, None]  # (B, L)
             values[~valid] = 0.0
             self._check_finite(name, rows, values)
             x[name] = torch.from_numpy(values)
-            mask[name] = torch.from_numpy(valid)
-            present[name] = torch.from_numpy(here & (lengths > 0))
+            if name + "_length" in self.columns:
+                mask[name] = torch.from_numpy(valid)
+            if name + "_present" in self.columns or name + "_length" in self.columns:
+                present[name] = torch.from_numpy(here)
         captions = None if self.captions is None else torch.from_numpy(self.captions[rows])
         return Batch(x=x, mask=mask, present=present, index=torch.from_numpy(rows.astype(np.int64)), caption=captions)
 
@@ -175,7 +187,7 @@ class Split:
 
     def _column(self, name: str, rows: slice, count: int, top: int) -> NDArray[np.generic]:
         """`<modality>_length` or `<modality>_present` of a block, all `top` where the file does not have it."""
-        if name not in self.group:
+        if name not in self.columns:
             return np.full(count, top, np.int64)
         values = self.group[name][rows].astype(np.int64)
         bad = np.flatnonzero((values < 0) | (values > top))
@@ -210,7 +222,13 @@ class Split:
                 f"Split {self.name!r} of {self.path.name} has no modality.",
                 "A modality is a dataset (clips, steps, ..., channels) of floats, or of integers with 'scale'.",
             )
-        return found
+        missing = [name for name in self.wanted or () if name not in found]
+        if missing:
+            raise InputError(
+                f"Split {self.name!r} of {self.path.name} has no modality {missing[0]!r}; it has {', '.join(found)}.",
+                "Name those to train on with --set model.fine=... and --set model.coarse=...",
+            )
+        return {name: found[name] for name in self.wanted or found}
 
     def _clips(self) -> int:
         counts = {
@@ -224,7 +242,7 @@ class Split:
             if count != counts[first]:
                 raise InputError(
                     f"Lengths differ in split {self.name!r} of {self.path.name}: "
-                    f"{first} has {counts[first]} clips, {name} has {count}."
+                    f"{first} has {counts[first]} clips, {printable(name)} has {count}."
                 )
         return counts[first]
 
@@ -234,7 +252,7 @@ class Split:
         return int(largest.chunks[0]) if largest.chunks else DEFAULT_BLOCK
 
     def _at(self, name: str) -> str:
-        return f"{self.name}/{name} of {self.path.name}"
+        return f"{printable(self.name)}/{printable(name)} of {self.path.name}"
 
 
 def reserved(name: str) -> bool:
@@ -259,7 +277,7 @@ def refuse_links(group: h5py.Group) -> None:
         item = None if outside else group[name]
         if outside or (isinstance(item, h5py.Dataset) and (item.is_virtual or item.external)):
             raise InputError(
-                f"{name!r} of {Path(group.file.filename).name} lies in another file, which is not followed.",
+                f"{printable(name)!r} of {Path(group.file.filename).name} lies in another file, which is not followed.",
                 "Copy it into this one: h5repack or h5copy.",
             )
 
@@ -271,13 +289,15 @@ def split_names(path: str | Path) -> list[str]:
         return sorted(name for name, item in file.items() if isinstance(item, h5py.Group))
 
 
-def open_split(path: str | Path, name: str, cache_clips: int = 2048) -> Split:
+def open_split(
+    path: str | Path, name: str, wanted: tuple[str, ...] | None = None, cache_clips: int = 2048
+) -> Split:
     """One split of a data file; an unknown name is answered with the names there are."""
     names = split_names(path)
     if name not in names:
-        have = ", ".join(names) or "no groups at all"
+        have = ", ".join(map(printable, names)) or "no groups at all"
         raise InputError(f"{Path(path).name} has no split {name!r}.", f"It has: {have}.")
-    return Split(path, name, cache_clips)
+    return Split(path, name, wanted, cache_clips)
 
 
 def epoch_order(clips: int, block: int, shuffle_buffer: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -1,13 +1,10 @@
-"""Linear probes on codes: what a frozen code says about a clip or a second, learned from one modality and read from
-another.
+"""Linear probes on codes: what a frozen code tells about a clip or a second, across modalities.
 
 Clip probe:   linear (F, F), maximum over time, linear (F, classes); cross-entropy.
-Second probe: linear (F, F), linear (F, classes) at every second; independent yes/no per class (binary cross-entropy),
-thresholds from validation.
+Second probe: linear (F, F), linear (F, classes) at every second; yes or no for each class (binary cross-entropy).
 
-Both keep the epoch that does best on the validation clips; the test clips are never seen here.
-Shapes: N clips, T seconds, F code dimensions, C classes. Features are standardised with the training clips' mean and
-spread.
+Both keep the epoch that does best on validation clips, which also set the thresholds; test clips are never seen here.
+Features are standardised by the training clips. Shapes: N clips, T seconds, F code dimensions, C classes.
 """
 
 from __future__ import annotations
@@ -189,7 +186,7 @@ def best_thresholds(probabilities: Tensor, y: Tensor) -> Tensor:
     positives = hits[-1]
     f1 = 2 * hits / (known.cumsum(dim=0) + positives).clamp_min(1)
     # a cut is real only where the next probability is lower
-    below = torch.cat([ranked[1:], torch.zeros_like(ranked[:1])])
+    below = torch.cat([ranked[1:], torch.full_like(ranked[:1], -1e-6)])
     f1 = f1.masked_fill(ranked <= below, -1.0)
     at = f1.argmax(dim=0, keepdim=True)
     cut = ((ranked + below) / 2).gather(0, at).squeeze(0)

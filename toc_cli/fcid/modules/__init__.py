@@ -1,0 +1,1 @@
+"""The parts of the encoders and decoders, one file per noun."""

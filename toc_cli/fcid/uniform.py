@@ -1,0 +1,152 @@
+"""The uniform-alignment baseline (DCID): every modality second by second, one codebook, one level.
+
+Legend: B clips, T seconds, D shared width, K codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from toc_cli.errors import InputError
+from toc_cli.fcid.aligner import Aligner, Encoded, Pair, StepLosses, mi_nets, weighted
+from toc_cli.fcid.batch import Batch
+from toc_cli.fcid.codebook import Codebook, Quantised
+from toc_cli.fcid.comm import Comm
+from toc_cli.fcid.config import ModalitySpec, ModelConfig
+from toc_cli.fcid.decoder import FineDecoder
+from toc_cli.fcid.draws import Draws
+from toc_cli.fcid.encoder import ModalityEncoder, Specific
+from toc_cli.fcid.losses.cpc import ContextNet, cpc
+from toc_cli.fcid.losses.reconstruction import reconstruction
+from toc_cli.fcid.masks import time_mean
+
+
+@dataclass(frozen=True)
+class UniformFeatures:
+    """What the encoders say of a batch; all (B, T, D) per modality."""
+
+    inputs: dict[str, Tensor]
+    """What is rebuilt: the data, for text the states of its LSTM."""
+    general: dict[str, Tensor]
+    specific: dict[str, Specific]
+    quantised: Quantised
+
+
+class Uniform(Aligner[UniformFeatures]):
+    """All modalities are fine; those of `config.coarse` (text) pass a BiLSTM first."""
+
+    def __init__(self, config: ModelConfig, specs: Mapping[str, ModalitySpec]) -> None:
+        super().__init__(config, specs)
+        lengths = {name: spec.length for name, spec in self.specs.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(
+                f"Uniform alignment pairs seconds, but the lengths differ: {lengths}.",
+                "Bring the data to one length, or use the alignment fine-coarse.",
+            )
+        width, weights = config.width, config.weights
+        self.sequence = nn.ModuleDict(
+            {
+                name: nn.LSTM(self.specs[name].width, width // 2, 2, batch_first=True, bidirectional=True)
+                for name in config.coarse
+            }
+        )
+        inputs = {name: width if name in self.sequence else spec.width for name, spec in self.specs.items()}
+        self.specs_in = {name: dataclasses.replace(spec, width=inputs[name]) for name, spec in self.specs.items()}
+        own = bool(weights.club or weights.fine_reconstruction)
+        self.encoder = nn.ModuleDict({n: ModalityEncoder(spec, config, own) for n, spec in self.specs_in.items()})
+        if weights.cpc:
+            hidden = config.cpc_hidden or width
+            nets = {name: ContextNet(width, hidden, config.cpc_steps) for name in config.modalities}
+            self.cpc: nn.ModuleDict | None = nn.ModuleDict(nets)
+        else:
+            self.cpc = None
+        rebuilt = self.specs_in if weights.fine_reconstruction else {}
+        self.decoder = nn.ModuleDict({n: FineDecoder(config, s, self.encoder[n]) for n, s in rebuilt.items()})  # type: ignore[arg-type]
+        pooled = {n: s.width if s.spatial else config.specific_width or width for n, s in self.specs_in.items()}
+        self.mi = mi_nets(config, pooled if weights.club else {})
+        self.codebook = nn.ModuleDict({"fine": Codebook(config.codebook, config.codebook.size, width)})
+
+    def forward(self, batch: Batch, draws: Draws, comm: Comm) -> UniformFeatures:
+        drop = draws.dropout(self.config.dropout if self.training else 0.0, comm)
+        inputs, general, specific = {}, {}, {}
+        for name in self.config.modalities:
+            encoder: ModalityEncoder = self.encoder[name]  # type: ignore[assignment]
+            inputs[name] = self._input(name, batch.x[name])
+            maps, length = encoder.maps(inputs[name]), inputs[name].shape[1]
+            general[name] = encoder.general(maps, length, self._seconds(batch, name), drop)
+            if encoder.specific is not None:
+                specific[name] = encoder.own(maps, length)
+        masks = {name: batch.seconds(name) for name in general}
+        match = self.config.weights.cmcm != 0
+        return UniformFeatures(
+            inputs, general, specific, self.quantise("fine", general, masks, draws, comm, match)
+        )
+
+    def losses(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> StepLosses:
+        weights = dataclasses.asdict(self.config.weights)
+        masks = {name: batch.seconds(name) for name in features.general}
+        terms: dict[str, Tensor] = {}
+        if weights["club"]:
+            for name, pair in self.pairs(features, batch).items():
+                terms[f"club.{name}"] = self.mutual_information(name, pair, draws, comm)
+        if self.cpc is not None:
+            terms["cpc"] = self._cpc(features, batch, draws, comm)
+        if weights["fine_reconstruction"]:
+            for name, target in features.inputs.items():
+                fixed = target.detach() if self.config.coarse_targets == "fixed" else target
+                decoded = self.decode(name, features.quantised.vectors[name], features.specific[name].features)
+                terms[f"fine_reconstruction.{name}"] = reconstruction(decoded, fixed, masks[name], comm)
+        committed = self.commitments(features.general, features.quantised, masks, comm)
+        terms |= {f"commitment.{name}": loss for name, loss in committed.items()}
+        if weights["cmcm"]:
+            clips = {name: batch.clips(name) for name in features.general}
+            terms["cmcm"] = self.code_matching(features.quantised, clips, comm)
+        return StepLosses(weighted(terms, weights), terms, self.codebook_stats("fine", features.quantised, comm))
+
+    def pairs(self, features: UniformFeatures, batch: Batch) -> dict[str, Pair]:
+        """Quantised against specific features, per modality; fine spatial modalities first, then text."""
+        vectors, order = features.quantised.vectors, sorted(self.mi, key=lambda n: not self.specs[n].spatial)
+        order = [n for n in order if self.specs[n].spatial] + [n for n in self.config.coarse if n in self.mi]
+        order += [n for n in self.mi if n not in order]
+        return {
+            n: Pair(vectors[n], features.specific[n].pooled, batch.seconds(n), batch.clips(n)) for n in order
+        }
+
+    def _cpc(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> Tensor:
+        assert self.cpc is not None
+        x = [features.general[name] for name in self.cpc]
+        predictions = [net(rows) for net, rows in zip(self.cpc.values(), x, strict=True)]
+        last = x[0].shape[1] - self.config.cpc_steps - 1
+        if self.config.cpc_anchors == "one":
+            anchors = torch.tensor([draws.anchor(1, last)], device=x[0].device)
+        else:
+            anchors = torch.arange(1, last + 1, device=x[0].device)
+        masks = [batch.seconds(name) for name in self.cpc]
+        seconds = [None if mask is None else comm.gather(mask) for mask in masks]
+        return cpc([comm.gather(z) for z in x], [comm.gather(p) for p in predictions], anchors, seconds)
+
+    def encode(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Encoded:
+        encoder: ModalityEncoder = self.encoder[modality]  # type: ignore[assignment]
+        seconds = mask if self.config.padding == "masked" else None
+        inputs = self._input(modality, x)
+        maps, length = encoder.maps(inputs), inputs.shape[1]
+        fine = encoder.general(maps, length, seconds)
+        table: Codebook = self.codebook["fine"]  # type: ignore[assignment]
+        found = table.quantise({"x": fine}, {"x": None})
+        specific = None if encoder.specific is None else encoder.own(maps, length).features
+        coarse = time_mean(fine, seconds)
+        return Encoded(fine, coarse, found.codes["x"], None, found.raw["x"], None, specific, found.raw["x"])
+
+    def decode(self, modality: str, shared: Tensor, specific: Tensor) -> Tensor:
+        return self.decoder[modality](shared, specific)  # type: ignore[no-any-return]
+
+    def _input(self, name: str, x: Tensor) -> Tensor:
+        return self.sequence[name](x)[0] if name in self.sequence else x  # type: ignore[no-any-return]
+
+    def _seconds(self, batch: Batch, name: str) -> Tensor | None:
+        return batch.seconds(name) if self.config.padding == "masked" else None
