@@ -1,0 +1,94 @@
+"""Layers as checkpoints spell them: a plain weight, or weight norm (w = g v / |v|) in one of its two spellings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import torch
+
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.base import Affine, Site
+from toc_cli.io.families.names import Section
+
+NormSpelling = Literal["", "weight_g", "original0"]
+
+_WEIGHTS: dict[str, NormSpelling] = {
+    "weight": "",
+    "weight_v": "weight_g",
+    "parametrizations.weight.original1": "original0",
+}
+_MAGNITUDES = {"weight_v": "weight_g", "parametrizations.weight.original1": "parametrizations.weight.original0"}
+
+
+def spelling(part: Section, layer: str) -> tuple[str, NormSpelling] | None:
+    """Name of the weight of `layer` (of its direction under weight norm) and how the norm is spelt; None if absent."""
+    for name, norm in _WEIGHTS.items():
+        if f"{layer}.{name}" in part:
+            return f"{layer}.{name}", norm
+    return None
+
+
+def shape(part: Section, layer: str) -> tuple[int, ...]:
+    """Shape of the weight of `layer`, `()` if it is not in the file."""
+    found = spelling(part, layer)
+    return () if found is None else part.shape(found[0])
+
+
+def pointwise(part: Section, layer: str) -> bool:
+    """Whether `layer` is there and acts on each position alone: linear, or a convolution of kernel size 1."""
+    size = shape(part, layer)
+    return len(size) >= 2 and all(n == 1 for n in size[2:])
+
+
+def affine(ckpt: Checkpoint, part: Section, layer: str) -> Affine:
+    """A pointwise layer as its matrix (out, in) and bias, weight norm applied. KeyError if it is not in the file."""
+    name, norm = _required(part, layer)
+    weight = ckpt.get(part.key(name))
+    if norm:
+        weight = weight_norm(ckpt.get(part.key(f"{layer}.{_MAGNITUDES[name.removeprefix(layer + '.')]}")), weight)
+    bias = part.optional(f"{layer}.bias")
+    return Affine(weight.flatten(1), None if bias is None else ckpt.get(bias))
+
+
+def weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """w = g v / |v| (Salimans and Kingma 2016, eq. 2), |v| over the axes where g has length one."""
+    axes = [axis for axis, n in enumerate(magnitude.shape) if n == 1]
+    return magnitude * direction / torch.linalg.vector_norm(direction, dim=axes, keepdim=True)
+
+
+def producer(part: Section, layer: str, **where: Any) -> Site:
+    """The site of the rows (and bias) of the layer before a codebook. KeyError if it is not in the file."""
+    return _site(part, layer, axis=0, role="producer", **where)
+
+
+def consumer(part: Section, layer: str, **where: Any) -> Site:
+    """The site of the input columns of the layer after a codebook. KeyError if it is not in the file."""
+    return _site(part, layer, axis=1, role="consumer", **where)
+
+
+def levels(part: Section, pattern: str) -> dict[str, list[str]]:
+    """Names that match `pattern` in full, in order of their level, by what its group `root` matched."""
+    found: dict[str, list[str]] = {}
+    for match in part.matches(pattern):
+        found.setdefault(match["root"], []).append(match.group())
+    return found
+
+
+def last_layer(part: Section, stem: str, tail: str) -> str | None:
+    """The layer `{stem}.N.{tail}` of the highest N in the file, None without one."""
+    weights = "|".join(map(re.escape, _WEIGHTS))
+    matches = part.matches(rf"(?P<layer>{re.escape(stem)}\.\d+\.{re.escape(tail)})\.(?:{weights})")
+    return matches[-1]["layer"] if matches else None
+
+
+def _site(part: Section, layer: str, **where: Any) -> Site:
+    name, norm = _required(part, layer)
+    return Site(key=part.key(name), norm=norm, bias=part.optional(f"{layer}.bias"), **where)
+
+
+def _required(part: Section, layer: str) -> tuple[str, NormSpelling]:
+    found = spelling(part, layer)
+    if found is None:
+        raise KeyError(layer)
+    return found

@@ -1,0 +1,143 @@
+"""Residual codecs in which every level has its own projections: DAC (transformers and original) and Higgs audio v2.
+
+The residual lives in the outer space, so each level may keep its own dimensions, and the projection out of a level is
+part of what later levels see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.base import Codebook, Metric, Mode, Parts, Site
+from toc_cli.io.families.config import section
+from toc_cli.io.families.encodec import table_sites
+from toc_cli.io.families.layers import affine, consumer, levels, producer, shape
+from toc_cli.io.families.names import Section, sections
+
+ORIGINAL_DAC = ("metadata", "kwargs", "codebook_dim")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    family: str
+    codes: str
+    """Pattern of the code tables."""
+    table: str
+    """What follows the stem of a level in the name of its table."""
+    before: str
+    after: str
+    metric: Metric
+    config: str
+    """`model_type` of its config."""
+
+
+_KINDS = (
+    _Kind(
+        "dac",
+        r"(?P<root>.*?)quantizer\.quantizers\.(?P<level>\d+)\.codebook\.weight",
+        "codebook.weight",
+        "in_proj",
+        "out_proj",
+        "cosine",
+        "dac",
+    ),
+    _Kind(
+        "higgs audio v2",
+        r"(?P<root>.*?)quantizer\.quantizers\.(?P<level>\d+)\.codebook\.embed",
+        "codebook.embed",
+        "project_in",
+        "project_out",
+        "euclidean",
+        "higgs_audio_v2_tokenizer",
+    ),
+)
+
+
+def find(ckpt: Checkpoint) -> list[Codebook]:
+    """The residual levels of every DAC-like quantiser in the file."""
+    return [
+        book
+        for part in sections(ckpt)
+        for kind in _KINDS
+        for names in levels(part, kind.codes).values()
+        for book in _codebooks(ckpt, part, kind, names)
+    ]
+
+
+def _codebooks(ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str]) -> list[Codebook]:
+    stems = [name.removesuffix(kind.table) for name in names]
+    if not all(shape(part, stem + layer) for stem in stems for layer in (kind.before, kind.after)):
+        return []
+    if len({part.shape(name)[-1] for name in names}) == 1:
+        return [_codebook(ckpt, part, kind, names, stems)]
+    alone = "levels of different widths cannot be optimised together: features must be what this level alone quantises"
+    return [_codebook(ckpt, part, kind, [name], [stem], alone) for name, stem in zip(names, stems, strict=True)]
+
+
+def _codebook(
+    ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str], stems: list[str], alone: str = ""
+) -> Codebook:
+    found = section(ckpt, (kind.config,))
+    original = ckpt.values.get(ORIGINAL_DAC) if kind.family == "dac" else None
+    refusals: dict[Mode, str] = {}
+    if len(names) > 1 or alone:
+        refusals["consumer"] = (
+            "the residual passes through each level's projection out, so zeroed columns there change the later tokens"
+        )
+    if alone:
+        refusals["sliced"] = "the config gives all levels one codebook_dim"
+    sites, twins = _sites(part, kind, names, stems)
+
+    def parts(opened: Checkpoint) -> Parts:
+        return Parts(
+            tables=tuple(opened.get(part.key(name))[None] for name in names),
+            level_in=tuple(affine(opened, part, stem + kind.before) for stem in stems),
+            level_out=tuple(affine(opened, part, stem + kind.after) for stem in stems),
+        )
+
+    def config_edits(kept: torch.Tensor) -> Mapping[tuple[str, ...], Any]:
+        return {} if found is None else {(*found[1], "codebook_dim"): kept.shape[-1]}
+
+    def value_edits(kept: torch.Tensor) -> Mapping[tuple[str, ...], Any]:
+        if original is None:
+            return {}
+        size = kept.shape[-1]
+        return {ORIGINAL_DAC: [size] * len(original) if isinstance(original, list) else size}
+
+    return Codebook(
+        family=kind.family,
+        keys=tuple((part.key(name),) for name in names),
+        num_codes=tuple(part.shape(name)[0] for name in names),
+        dim=part.shape(names[0])[-1],
+        heads=1,
+        metric=kind.metric,
+        dtype=ckpt.infos[part.key(names[0])].dtype,
+        parts=parts,
+        residual=len(names) > 1,
+        own_dims_per_level=True,
+        outer_width=shape(part, stems[0] + kind.before)[1],
+        ema_twins=twins,
+        sites=sites,
+        config_edits=config_edits,
+        value_edits=value_edits,
+        load_hint=lambda size: f"codebook_dim={size}",
+        refusals=refusals,
+        zero_fill=kind.metric == "cosine",
+        warnings=(alone,) if alone else (),
+    )
+
+
+def _sites(part: Section, kind: _Kind, names: list[str], stems: list[str]) -> tuple[tuple[Site, ...], tuple[str, ...]]:
+    if kind.table.endswith("embed"):
+        sites, twins = table_sites(part, names)
+    else:
+        sites, twins = [Site(part.key(name), axis=1, role="codes", level=n) for n, name in enumerate(names)], ()
+    for level, stem in enumerate(stems):
+        sites.append(producer(part, stem + kind.before, level=level))
+        sites.append(consumer(part, stem + kind.after, level=level))
+    return tuple(sites), twins
