@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, UsageError
-from . import blas, naive
+from . import blas, naive, native
+from .inputs import check_finite, fit
 
 Metric = Literal["euclidean", "cosine", "dot"]
 METRICS = ("euclidean", "cosine", "dot")
-BACKENDS = ("auto", "naive", "torch")
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+BACKENDS = ("auto", "naive", "torch", "native")
 NEAR = 1e-6  # a near tie: second best within this of the best, relative
-FINITE_BLOCK = 1 << 22  # elements looked at in one go for NaN and Inf
 
 
 @dataclass(frozen=True)
@@ -106,42 +105,19 @@ def _search(
         raise UsageError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
     if backend not in BACKENDS:
         raise UsageError(f"Backend {backend!r} is not one of {', '.join(BACKENDS)}.")
-    kept, codes = _fit(x, codes, kept)
-    _check_finite("codebook", codes)
-    _check_finite("features", x, kept)
+    kept = fit(x, codes, kept)
+    check_finite("codebook", codes, None if kept is None or codes.shape[1] != x.shape[1] else kept)
+    backend = choose(x) if backend == "auto" else backend
+    if backend == "native":
+        return native.search(x, codes, metric, kept, reach)[:3]
+    check_finite("features", x, kept)
+    if kept is not None and codes.shape[1] == x.shape[1]:
+        codes = codes.index_select(1, kept)
     if backend == "naive":
         return naive.two_nearest(x if kept is None else x.index_select(1, kept), codes, metric)
     return blas.search(x, codes, metric, kept, reach)[:3]
 
 
-def _fit(x: Tensor, codes: Tensor, kept: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """kept and codes brought to the same D' columns; raises where shapes, dtypes or devices do not fit."""
-    if x.ndim != 2 or codes.ndim != 2:
-        raise InputError(f"Features and codes are matrices (N, D) and (K, D), not {tuple(x.shape)} and {tuple(codes.shape)}.")
-    if x.dtype not in DTYPES or codes.dtype not in DTYPES:
-        raise InputError(f"Features and codes are floating point, not {x.dtype} and {codes.dtype}.")
-    if codes.device != x.device:
-        raise InputError(f"Features are on {x.device}, codes on {codes.device}.", "Move one of them.")
-    if len(codes) == 0 or codes.shape[1] == 0:
-        raise InputError(f"The codebook of shape {tuple(codes.shape)} is empty.")
-    if kept is not None:
-        kept = kept.to(x.device, torch.int64)
-        if kept.ndim != 1 or len(kept) == 0 or int(kept.min()) < 0 or int(kept.max()) >= x.shape[1]:
-            raise InputError(f"Kept dimensions (shape {tuple(kept.shape)}) are not indices of the {x.shape[1]} dimensions of the features.")
-        if codes.shape[1] == x.shape[1] != len(kept):
-            codes = codes.index_select(1, kept)
-    width = x.shape[1] if kept is None else len(kept)
-    if codes.shape[1] != width:
-        raise InputError(f"Codes of {codes.shape[1]} dimensions do not fit features of {width}.")
-    return kept, codes
-
-
-def _check_finite(name: str, x: Tensor, kept: Tensor | None = None) -> None:
-    """Raises InputError naming the first row that holds NaN or Inf."""
-    step = max(1, FINITE_BLOCK // max(1, x.shape[1]))
-    for start in range(0, len(x), step):
-        rows = x[start : start + step] if kept is None else x[start : start + step].index_select(1, kept)
-        finite = torch.isfinite(rows).all(1)
-        if not finite.all():
-            row = start + int(finite.byte().argmin())
-            raise InputError(f"Row {row} of the {name} holds NaN or Inf.")
+def choose(x: Tensor) -> str:
+    """The backend that `auto` takes for features like x: the compiled search on the CPU where it was built, else torch."""
+    return "native" if x.device.type == "cpu" and native.instruction_set() else "torch"

@@ -19,12 +19,11 @@ score is at least the best one minus 2 eta; where that is a single code nothing 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from .naive import row_norms
 
 U = 2.0**-24  # unit roundoff of float32
 U64 = 2.0**-53  # unit roundoff of float64
@@ -69,12 +68,17 @@ class Frame:
         return self.slope * norms + self.offset + self.curve * norms * norms
 
 
-def frame(codes: Tensor, metric: str) -> Frame:
-    """Centre, scale and error bound of a codebook (K, D); reads it in blocks, K x D is never copied whole."""
-    k, d = codes.shape
-    blocks = codes.split(max(1, CHUNK // d))
-    mu = (sum(_comparable(block, metric).sum(0) for block in blocks) / k).float()
-    radius = max(float((_comparable(block, metric) - mu.double()).square().sum(1).amax().sqrt()) for block in blocks)
+def frame(codes: Tensor, metric: str, columns: Tensor | None = None) -> Frame:
+    """Centre, scale and error bound of (these columns of) a codebook (K, D); reads it in blocks, K x D is never copied whole."""
+    d = codes.shape[1] if columns is None else len(columns)
+    slices = codes.split(max(1, CHUNK // d))
+
+    def blocks() -> Iterator[Tensor]:
+        for part in slices:
+            yield _comparable(part if columns is None else part.index_select(1, columns), metric)
+
+    mu = (torch.stack([block.sum(0) for block in blocks()]).sum(0) / len(codes)).float()
+    radius = max(float((block - mu.double()).square().sum(1).amax().sqrt()) for block in blocks())
     exponent = -math.frexp(radius)[1] if 0 < radius < math.inf else 0
     scale = 2.0 ** min(max(exponent, -120), 120)
     r = radius * scale * 1.001
@@ -84,9 +88,11 @@ def frame(codes: Tensor, metric: str) -> Frame:
         slope, curve = single * r + 2 * double * r, double
         offset = single * r * r / 2 + double * r * r + underflow * (2 + r)
     else:
-        reach = 2 * scale if metric == "cosine" else scale * max(float(row_norms(block).amax()) for block in blocks)
-        slope, curve, offset = single * r + 2 * double * reach, 0.0, underflow * (2 + r)
-    return Frame(mu, scale, slope + underflow, offset, curve, metric)
+        reach = scale * 1.001 * max(float(block.norm(dim=1).amax()) for block in blocks())
+        slope, curve, offset = single * r + 4 * double * reach, 0.0, underflow * (2 + r)
+    slope += underflow
+    lost = math.sqrt(d) * 2.0**-62  # what squares that underflow can hide of |X|, summed in float32
+    return Frame(mu, scale, slope, offset + slope * lost, curve, metric)
 
 
 def _comparable(codes: Tensor, metric: str) -> Tensor:
@@ -94,5 +100,5 @@ def _comparable(codes: Tensor, metric: str) -> Tensor:
     codes = codes.double()
     if metric != "cosine":
         return codes
-    norms = row_norms(codes)[:, None]
+    norms = codes.norm(dim=1, keepdim=True)
     return torch.where(norms == 0, 0.0, codes / norms)

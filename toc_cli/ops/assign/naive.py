@@ -11,6 +11,7 @@ Shapes: x (N, D), codes (K, D). Ties go to the smaller index.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def row_norms(x: Tensor) -> Tensor:
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for column in x.unbind(1):
         total += column.double() * column.double()
-    return total.sqrt()
+    # torch.sqrt is not correctly rounded on the CPU, numpy's is
+    return torch.from_numpy(np.sqrt(total.numpy())) if total.device.type == "cpu" else total.sqrt()
 
 
 def pair_distances(x: Tensor, codes: Tensor, metric: str) -> Tensor:
