@@ -12,6 +12,9 @@ from toc_cli.io.names import printable
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled magic number that opens a torch file of before 1.6."""
 
+FAISS_FILLER = (1 << 20).to_bytes(8, "little")
+"""A constant in the header of every faiss index."""
+
 SAFETENSORS_HEADER_LIMIT = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
 
@@ -45,7 +48,7 @@ def container_of(path: Path) -> str:
         return "npy"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "h5"
-    if head[:2] in (b"Ix", b"Iw", b"IB") or path.suffix == ".pq":
+    if (head[:1] == b"I" and head[16:24] == FAISS_FILLER) or path.suffix == ".pq":
         return "faiss"
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return "safetensors"

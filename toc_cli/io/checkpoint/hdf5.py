@@ -1,0 +1,147 @@
+"""HDF5: numeric datasets by path. Links and storage that lead out of the file are refused before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from toc_cli.errors import InputError
+from toc_cli.io.atomic import atomic_file, write_errors
+from toc_cli.io.checkpoint.arrays import check_expansion, torch_dtype
+from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
+from toc_cli.io.checkpoint.config import config_beside, write_config_beside
+from toc_cli.io.names import printable
+
+DEPTH_LIMIT = 32
+OBJECT_LIMIT = 1_000_000
+ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeDecodeError)
+
+
+def open_hdf5(path: Path, *, cache: int | None = None) -> h5py.File:
+    """Open for reading, with `cache` bytes of chunk cache per dataset. InputError if it is damaged or locked."""
+    options: dict[str, Any] = {} if cache is None else {"rdcc_nbytes": cache}
+    try:
+        return h5py.File(path, "r", **options)
+    except ERRORS as error:
+        raise InputError(f"{printable(path)} cannot be opened as HDF5: {printable(error)}.") from None
+
+
+def numeric_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    """The number datasets of a file by path, in the file's order; one that is linked twice is listed once.
+
+    InputError for external links, external storage and virtual datasets: all of them read other files.
+    """
+    found: dict[str, h5py.Dataset] = {}
+    try:
+        _walk(file, "", found, set(), printable(path))
+    except ERRORS as error:
+        raise InputError(f"{printable(path)} is damaged: {printable(error)}.", "Copy or download it again.") from None
+    return found
+
+
+def _walk(group: h5py.Group, prefix: str, found: dict[str, h5py.Dataset], seen: set[Any], shown: str) -> None:
+    if prefix.count("/") > DEPTH_LIMIT or len(seen) > OBJECT_LIMIT:
+        raise InputError(f"{shown} nests its groups too deep or holds too many objects.")
+    for name in group:
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise InputError(f"{shown} links {printable(prefix + name)} to another file; external links are refused.")
+        if not isinstance(link, h5py.HardLink):
+            continue
+        item = group[name]
+        key = h5py.h5o.get_info(item.id).addr
+        if key in seen:
+            continue
+        seen.add(key)
+        if isinstance(item, h5py.Group):
+            _walk(item, f"{prefix}{name}/", found, seen, shown)
+        elif isinstance(item, h5py.Dataset) and item.shape is not None and item.dtype.kind in "fiubc":
+            _check_storage(item, f"{shown}: {printable(prefix + name)}")
+            found[prefix + name] = item
+
+
+def _check_storage(dataset: h5py.Dataset, where: str) -> None:
+    if dataset.external:
+        raise InputError(f"{where} keeps its data in another file; external storage is refused.")
+    if dataset.is_virtual:
+        raise InputError(f"{where} is a virtual dataset over other files; it is refused.")
+
+
+class Hdf5File(Checkpoint):
+    """The datasets of an HDF5 file; keys are their paths without the leading slash."""
+
+    container = "h5"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._stored: dict[str, int] = {}
+        with open_hdf5(path) as file:
+            for name, dataset in numeric_datasets(file, path).items():
+                dtype = torch_dtype(dataset.dtype)
+                if dtype is not None:
+                    self.infos[name] = TensorInfo((), name, dataset.shape, dtype)
+                    self._stored[name] = dataset.id.get_storage_size()
+            for name, value in file.attrs.items():
+                if isinstance(value, (str, np.generic)):
+                    self.values[(name,)] = value.item() if isinstance(value, np.generic) else value
+        self.config, config_files = config_beside(path)
+        self.files = (path, *config_files)
+
+    def get(self, key: str) -> torch.Tensor:
+        info = self.require(key)
+        where = f"{printable(self.path)}: {printable(key)}"
+        check_expansion(where, info.nbytes, self._stored[key])
+        with open_hdf5(self.path) as file:
+            try:
+                array = np.asarray(file[key][()])
+            except ERRORS as error:
+                raise InputError(f"{where} cannot be read: {printable(error)}.") from None
+        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        return torch.from_numpy(native).reshape(info.shape)
+
+    def write(self, target: Path, edits: Edits) -> list[Path]:
+        self.require_writable()
+        with atomic_file(target) as temporary:
+            with write_errors(target, RuntimeError), open_hdf5(self.path) as source, h5py.File(temporary, "w") as out:
+                _copy(source, out, "", edits, {})
+                for key, tensor in edits.tensors.items():
+                    if key not in self.infos:
+                        out.create_dataset(key, data=tensor.numpy())
+            return [target, *write_config_beside(target, self.config, edits.config)]
+
+
+def _copy(source: h5py.Group, out: h5py.Group, prefix: str, edits: Edits, copied: dict[Any, str]) -> None:
+    """Copy a group: edited datasets are made anew with the layout of the old, hard links to one object stay one object."""
+    for name, value in source.attrs.items():
+        out.attrs.create(name, value, dtype=source.attrs.get_id(name).dtype)
+    for name in source:
+        link = source.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            out[name] = link
+            continue
+        item = source[name]
+        address = h5py.h5o.get_info(item.id).addr
+        if address in copied:
+            out[name] = out.file[copied[address]]
+            continue
+        copied[address] = "/" + prefix + name
+        if isinstance(item, h5py.Group):
+            _copy(item, out.create_group(name), f"{prefix}{name}/", edits, copied)
+        elif prefix + name in edits.tensors:
+            _write_dataset(item, out, name, edits.tensors[prefix + name])
+        else:
+            source.copy(item, out, name)
+
+
+def _write_dataset(old: h5py.Dataset, out: h5py.Group, name: str, tensor: torch.Tensor) -> None:
+    chunks = old.chunks and tuple(min(c, n) for c, n in zip(old.chunks, tensor.shape, strict=True))
+    new = out.create_dataset(
+        name, data=tensor.numpy(), chunks=chunks, compression=old.compression,
+        compression_opts=old.compression_opts, shuffle=old.shuffle or None, fletcher32=old.fletcher32 or None,
+    )  # fmt: skip
+    for key, value in old.attrs.items():
+        new.attrs.create(key, value, dtype=old.attrs.get_id(key).dtype)
