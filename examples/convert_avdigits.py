@@ -2,9 +2,8 @@
 
     python examples/convert_avdigits.py prototype.h5 avdigits.h5
 
-The features stay int8 with the attribute `scale` (value = stored / 20). Captions become word vectors, (N, 10, 64),
-with `text_length`.
-Labels are written for every split but `train`, whose clips are unlabelled by design:
+The features stay int8 with the attribute `scale` (value = stored / 20). Captions become word vectors, (N, 10, 64), with
+`text_length`. Labels are written for every split but `train`, whose clips are unlabelled by design:
 
     label_clip              (N,)     digit of a one-event clip, -1 where there are two events
     label_attribute         (N,)     digit + 10 * near of a one-event clip: what the text does not say

@@ -1,20 +1,17 @@
-"""Convert the features published with AVE and VGGSound to the HDF5 layout that `toc train-fcid` and `toc evaluate`
-read.
+"""Convert features as AVE and VGGSound publish them to the HDF5 layout that `toc train-fcid` and `toc evaluate` read.
 
-AVE: a folder with `visual_feature.h5`, `audio_feature.h5`, optionally `labels.h5` and `text_feature.h5` (any
-`*_feature.h5` is a modality),
-and one `*_order.h5` per split with the row numbers of its clips. Each file holds one dataset.
+AVE: a folder with `visual_feature.h5`, `audio_feature.h5` and the like (any `*_feature.h5` is a modality), optionally
+`labels.h5`, and one `*_order.h5` per split with the row numbers of its clips. Each file holds one dataset.
 
     python examples/convert_published.py ave AVE_FOLDER ave.h5
 
-Zips: one zip per modality with one array per clip (`<clip>.npy`, or `<clip>.pkl` holding a plain array, which is read
-by a reader that can
-build arrays and nothing else). Splits are text files, one clip name a line; with `name<TAB>label` or `name,label` the
-label becomes `label_clip`.
-Clips of different lengths are padded and get `<modality>_length`; a clip absent from a zip gets `<modality>_present` 0.
+Zips: one zip per modality with one array per clip: `<clip>.npy`, or `<clip>.pkl` holding a plain array, for which the
+reader here can build arrays and nothing else. Splits are text files, one clip name a line; with `name,label` (or a tab)
+the label becomes `label_clip`. Clips of different lengths are padded and get `<modality>_length`; a clip that a zip
+lacks gets `<modality>_present` 0.
 
-    python examples/convert_published.py zips vgg.h5 --modality video=video.zip --modality audio=audio.zip --split
-    train=train.txt
+    python examples/convert_published.py zips vgg.h5 --modality video=video.zip --modality audio=audio.zip \\
+        --split train=train.txt
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toc_cli.errors import InputError, UsageError
@@ -60,8 +60,8 @@ def test_lengths_and_absent_modalities_become_masks(tmp_path: Path) -> None:
     assert batch.mask["audio"].tolist() == [[False] * 3, [True, True, False], [False] * 3, [True] * 3]
     assert batch.present["audio"].tolist() == [False, True, False, True]
     assert batch.x["audio"].sum(dim=(1, 2)).tolist() == [0, 10, 0, 15]
-    assert batch.mask["video"].all()
-    assert batch.present["video"].all()
+    assert "video" not in batch.mask
+    assert "video" not in batch.present
     assert batch.index is not None
     assert batch.index.tolist() == [6, 0, 1, 2]
     assert batch.caption is not None
@@ -80,6 +80,7 @@ def test_rows_come_back_in_the_order_asked_for_across_blocks(tmp_path: Path) -> 
     assert len(split._blocks) <= 3  # the window and one block more
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 250), st.integers(0, 5), st.integers(0, 3))
 def test_an_epoch_visits_every_clip_once_in_windows_of_whole_blocks(
     clips: int, block: int, buffer: int, seed: int, epoch: int
@@ -101,6 +102,7 @@ def test_epochs_and_seeds_have_their_own_order() -> None:
     assert len(set(orders)) == 9
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(4, 90), st.integers(1, 9), st.integers(1, 4), st.booleans())
 def test_ranks_share_the_batches_of_one_process(clips: int, batch: int, world: int, drop_last: bool) -> None:
     if batch * world < 2 or (drop_last and clips < batch * world):

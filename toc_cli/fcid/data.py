@@ -289,9 +289,7 @@ def split_names(path: str | Path) -> list[str]:
         return sorted(name for name, item in file.items() if isinstance(item, h5py.Group))
 
 
-def open_split(
-    path: str | Path, name: str, wanted: tuple[str, ...] | None = None, cache_clips: int = 2048
-) -> Split:
+def open_split(path: str | Path, name: str, wanted: tuple[str, ...] | None = None, cache_clips: int = 2048) -> Split:
     """One split of a data file; an unknown name is answered with the names there are."""
     names = split_names(path)
     if name not in names:

@@ -10,6 +10,7 @@ Each is written beside its place and moved there whole, so that a reader never m
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -17,14 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from toc_cli.errors import InputError, UsageError
+from toc_cli.fcid.aligner import Aligner, load_into
+from toc_cli.fcid.config import ModalitySpec
+from toc_cli.fcid.model import build_model
 from toc_cli.fcid.settings import read_settings, to_toml
-from toc_cli.io.atomic import atomic_file
-from toc_cli.io.checkpoint.safetensors import write_safetensors
+from toc_cli.fcid.train_config import DTYPES, RunConfig, run_config
+from toc_cli.io.atomic import atomic_file, write_errors
 
-SETTINGS_KEY = "toc.fcid"  # of the metadata of model.safetensors
+SETTINGS_KEY = "toc.fcid"
+"""Of the metadata of model.safetensors: JSON of `settings` and `specs`. One key, so that the bytes are the same each
+time."""
 
 
 class RunFolder:
@@ -43,7 +50,8 @@ class RunFolder:
             raise UsageError(
                 f"{str(self.path)!r} already holds a run.", "Continue it with --resume, or name another folder."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.config) as temporary:
             temporary.write_text(to_toml(settings), encoding="utf-8")
 
@@ -55,15 +63,17 @@ class RunFolder:
             )
         return read_settings(self.config)
 
-    def write_model(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-        """The model's tensors, with its settings in the metadata."""
-        metadata = {SETTINGS_KEY: json.dumps(settings, sort_keys=True)}
-        with atomic_file(self.model, force=True) as temporary:
-            write_safetensors(temporary, {name: value.contiguous() for name, value in tensors.items()}, metadata)
+    def write_model(self, model: Aligner[Any], settings: Mapping[str, Any]) -> None:
+        """The model's tensors; settings and shapes go into the metadata."""
+        specs = {name: dataclasses.asdict(spec) for name, spec in model.specs.items()}
+        metadata = {SETTINGS_KEY: json.dumps({"settings": settings, "specs": specs}, sort_keys=True)}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        with atomic_file(self.model) as temporary, write_errors(self.model, SafetensorError):
+            save_file(tensors, temporary, metadata)
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Tensors and plain containers only, so that reading it back can run nothing."""
-        with atomic_file(self.state, force=True) as temporary:
+        with atomic_file(self.state) as temporary, write_errors(self.state, RuntimeError):
             torch.save(dict(state), temporary)
 
     def read_state(self) -> dict[str, Any] | None:
@@ -89,3 +99,30 @@ class RunFolder:
         """Forget the lines after a saved state: the continued run writes them again."""
         if self.log_size() > size:
             os.truncate(self.log, size)
+
+    def sweep(self) -> None:
+        """Remove what a killed write left behind: temporary files are hidden and end in .tmp."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def load_model(path: str | Path) -> tuple[Aligner[Any], RunConfig]:
+    """The trained model of a run folder or of a `model.safetensors`, in eval mode on the CPU, with the settings of
+    its run."""
+    file = RunFolder(path).model if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise InputError(f"There is no model {str(file)!r}.", "Train one: toc train-fcid DATA -o RUN.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{str(file)!r} can't be read ({error}).") from error
+    if SETTINGS_KEY not in metadata:
+        raise InputError(f"{str(file)!r} was not written by toc train-fcid.", "Its metadata have no settings.")
+    saved = json.loads(metadata[SETTINGS_KEY])
+    config = run_config(saved["settings"])
+    specs = {name: ModalitySpec(**{**spec, "spatial": tuple(spec["spatial"])}) for name, spec in saved["specs"].items()}
+    model = build_model(config.model, specs)
+    load_into(model, tensors)
+    return model.to(DTYPES[config.train.precision]).eval(), config

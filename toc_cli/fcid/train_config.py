@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from toc_cli.errors import UsageError
 from toc_cli.fcid.config import ModelConfig, from_dict, to_dict
 from toc_cli.fcid.schedule import one_cycle, steps_down
@@ -13,6 +15,8 @@ from toc_cli.fcid.settings import from_table, to_table
 
 Precision = Literal["float32", "bf16", "float64"]
 Schedule = Literal["one-cycle", "steps", "constant"]
+DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+"""Of the weights."""
 # fields that change speed or comfort, never a weight: a run may be resumed under other values
 RUNTIME_FIELDS = ("workers", "checkpoint_minutes", "log_every", "tensorboard")
 

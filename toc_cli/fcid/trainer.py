@@ -21,13 +21,11 @@ from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.data import BatchPlan, Split, load_batches
 from toc_cli.fcid.draws import Draws
-from toc_cli.fcid.model import build
+from toc_cli.fcid.model import build_model
 from toc_cli.fcid.run_folder import RunFolder
 from toc_cli.fcid.settings import differences
 from toc_cli.fcid.stop import StopSignal
-from toc_cli.fcid.train_config import RUNTIME_FIELDS, RunConfig
-
-DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+from toc_cli.fcid.train_config import DTYPES, RUNTIME_FIELDS, RunConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,9 @@ class Trainer:
         self.watcher = watcher or Watcher()
         train = config.train
         if train.precision == "bf16" and self.device.type != "cuda":
-            raise UsageError(f"train.precision is bf16 and the device is {self.device}; bf16 needs CUDA.", "Use float32.")
+            raise UsageError(
+                f"train.precision is bf16 and the device is {self.device}; bf16 needs CUDA.", "Use float32."
+            )
         self.plan = BatchPlan(
             clips=len(split),
             block=split.block,
@@ -104,7 +104,7 @@ class Trainer:
         self.total_steps = train.epochs * self.plan.steps_per_epoch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train.seed)
-            self.model = build(config.model, split.specs)
+            self.model = build_model(config.model, split.specs)
         self.model.to(self.device, DTYPES[train.precision])
         if train.compile:
             self.model.compile_blocks()
@@ -165,7 +165,9 @@ class Trainer:
         seconds = time.monotonic() - self._stepped_at
         self._stepped_at += seconds
         loss = terms.pop("total")
-        return StepReport(self.step, self.total_steps, epoch, loss, terms, losses.stats, lr, seconds, comm.rows or len(batch))
+        return StepReport(
+            self.step, self.total_steps, epoch, loss, terms, losses.stats, lr, seconds, comm.rows or len(batch)
+        )
 
     def _finite_terms(self, losses: StepLosses, batch: Batch) -> dict[str, float]:
         """Every term as a number, in one transfer; the first that is NaN or infinite stops the run."""
@@ -267,12 +269,18 @@ class Trainer:
     def _take_up(self) -> None:
         """Go on from the folder's state; from the start where a run was stopped before its first save."""
         state = self.folder.read_state()
-        old = state or {"settings": self.folder.settings(), "data": self._data(), "global_batch": self.plan.global_batch}
+        old = state or {
+            "settings": self.folder.settings(),
+            "data": self._data(),
+            "global_batch": self.plan.global_batch,
+        }
         new = {"settings": self.config.table(), "data": self._data(), "global_batch": self.plan.global_batch}
         ignored = tuple(f"settings.train.{name}" for name in (*RUNTIME_FIELDS, "batch_size"))
         changed = differences({name: old[name] for name in new}, new, ignored)
         if changed:
-            fields = "; ".join(f"{name.removeprefix('settings.')}: {a} then, {b} now" for name, (a, b) in changed.items())
+            fields = "; ".join(
+                f"{name.removeprefix('settings.')}: {a} then, {b} now" for name, (a, b) in changed.items()
+            )
             raise UsageError(
                 f"The run in {str(self.folder.path)!r} has other settings: {fields}.",
                 "Resume with --resume alone, or start a new folder.",
