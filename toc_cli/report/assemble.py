@@ -1,0 +1,129 @@
+"""Joins records, baseline and checks into the one report that every format renders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from toc_cli import __version__
+from toc_cli.errors import CheckFailed, InputError, UsageError
+from toc_cli.report import checks as gate
+from toc_cli.report import verdict
+from toc_cli.report.checks import Check, Outcome
+from toc_cli.report.metrics import values
+from toc_cli.report.reading import Run
+from toc_cli.report.verdict import Alarm, Values
+from toc_cli.report.words import name as shown
+from toc_cli.report.words import plural
+
+FailOn = Literal["error", "warn"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One codebook of one run: its entry in the record, its numbers, and the baseline's."""
+
+    codebook: dict[str, Any]
+    values: Values
+    baseline: Values | None
+    outcomes: tuple[Outcome, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run: its record, its codebooks, and what must be said about them."""
+
+    run: Run
+    subjects: tuple[Subject, ...]
+    alarms: tuple[Alarm, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a format renders."""
+
+    runs: tuple[RunReport, ...]
+    baseline: Run | None
+    outcomes: tuple[Outcome, ...]
+    status: str
+    """pass, warn, fail or open (nothing was checked)."""
+    headline: str
+    fail_on: FailOn
+    version: str = __version__
+
+    def raise_failed(self) -> None:
+        """CheckFailed that names the failed checks, where any counts."""
+        failed = verdict.failing(self.outcomes, self.fail_on)
+        if failed:
+            first = "; ".join(outcome.sentence() for outcome in failed[:3])
+            more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+            raise CheckFailed(
+                f"{plural(len(failed), 'check')} {'fails' if len(failed) == 1 else 'fail'}: {first}{more}.",
+                "--exit-zero reports without failing.",
+            )
+
+
+def assemble(
+    runs: Sequence[Run],
+    checks: Sequence[Check] = (),
+    baseline: Run | None = None,
+    fail_on: FailOn = "error",
+    *,
+    first: bool = False,
+) -> Report:
+    """Judge every check on every codebook of every run.
+
+    `first`: there is no baseline yet and one is about to be made, so relative checks are skipped.
+    UsageError for a check that names no number, or a relative one without a baseline; InputError where the baseline
+    lacks a codebook.
+    """
+    if baseline is None and not first and any(check.bound.sign for check in checks):
+        expression = next(check.expression for check in checks if check.bound.sign)
+        raise UsageError(
+            f"The check {shown(expression, 200)!r} needs a baseline.", "Name one with --baseline OLD.toc.json."
+        )
+    measured = [[values(book, run.record) for book in run.record["codebooks"]] for run in runs]
+    gate.known(checks, {name for numbers in measured for book in numbers for name in book})
+    reports = tuple(_run(run, numbers, checks, baseline) for run, numbers in zip(runs, measured, strict=True))
+    outcomes = tuple(outcome for report in reports for subject in report.subjects for outcome in subject.outcomes)
+    left = sum(len(unweighed(report)) for report in reports)
+    return Report(
+        reports,
+        baseline,
+        outcomes,
+        verdict.status(outcomes, left, fail_on),
+        verdict.headline(outcomes, left, fail_on),
+        fail_on,
+    )
+
+
+def unweighed(report: RunReport) -> list[Alarm]:
+    """The run's warnings whose number no passed check has weighed."""
+    weighed = {(o.check.metric, o.codebook) for s in report.subjects for o in s.outcomes if o.status == "passed"}
+    return [alarm for alarm in report.alarms if (alarm.metric, alarm.codebook) not in weighed]
+
+
+def _run(run: Run, numbers: Sequence[Values], checks: Sequence[Check], baseline: Run | None) -> RunReport:
+    subjects = []
+    for codebook, measured in zip(run.record["codebooks"], numbers, strict=True):
+        old = None if baseline is None else _counterpart(codebook, baseline)
+        judged = tuple(gate.judge(check, run.name, codebook, measured, old) for check in checks)
+        subjects.append(Subject(codebook, measured, old, judged, verdict.summary(codebook, measured)))
+    by_id = {subject.codebook["id"]: subject.values for subject in subjects}
+    return RunReport(run, tuple(subjects), tuple(verdict.warnings(run.record, by_id)))
+
+
+def _counterpart(codebook: dict[str, Any], baseline: Run) -> Values:
+    """The baseline's numbers of the codebook of the same key, else of the same id."""
+    books = baseline.record["codebooks"]
+    for trait in ("key", "id"):
+        for book in books:
+            if book[trait] == codebook[trait]:
+                return values(book, baseline.record)
+    there = ", ".join(shown(book["key"]) for book in books[:8]) or "none"
+    raise InputError(
+        f"The baseline {shown(baseline.name)} has no codebook {shown(codebook['key'])} (it has: {there}).",
+        "Name the record of the same checkpoint.",
+    )

@@ -1,0 +1,140 @@
+"""Markdown for a pull request or a CI step summary: verdict first, details folded, always under GitHub's 1 MiB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from toc_cli.report import tables
+from toc_cli.report.assemble import Report, RunReport, Subject
+from toc_cli.report.checks import Outcome
+from toc_cli.report.tables import Row
+from toc_cli.report.words import name as shown
+from toc_cli.report.words import plural
+
+MOST_BYTES = 1_000_000
+MARK = {"pass": "✅", "warn": "⚠️", "fail": "❌", "open": "ℹ️", "passed": "✅", "failed": "❌", "skipped": "➖"}
+_CUT = "\n*Cut here to stay under GitHub's limit; the JSON report has everything.*\n"
+
+
+def render(report: Report) -> str:
+    """The whole report as one markdown text."""
+    blocks = [f"## {MARK[report.status]} {report.headline}", *_checks(report.outcomes)]
+    for run in report.runs:
+        blocks += [f"### {code(run.run.name)}", *_alarms(run)]
+        for subject in run.subjects:
+            blocks += _subject(subject, report)
+        blocks.append(_provenance(run))
+    return _bounded(blocks)
+
+
+def code(text: str, limit: int = 80) -> str:
+    """A name out of a file as inline code; every character that markdown, HTML or GitHub could obey is an entity."""
+    return f"<code>{escaped(shown(text, limit))}</code>"
+
+
+def escaped(text: str) -> str:
+    """Text with everything but letters, digits, spaces and plain punctuation as numeric entities."""
+    return "".join(c if c.isalnum() or c in " .,-/" else f"&#{ord(c)};" for c in text)
+
+
+def _prose(text: str) -> str:
+    """A sentence of ours that may quote a name: only what can start markup is escaped."""
+    return "".join(f"&#{ord(c)};" if c in "<>&`*_[]\\|@#~$!" else c for c in shown(text, 1000))
+
+
+def _checks(outcomes: Sequence[Outcome]) -> list[str]:
+    if not outcomes:
+        return []
+    rows = [
+        (
+            MARK[o.status],
+            code(o.check.expression, 120),
+            o.check.level,
+            code(f"{o.codebook}: {o.key}"),
+            _prose(o.sentence()),
+        )
+        for o in sorted(outcomes, key=lambda o: o.status != "failed")
+    ]
+    return [_table(("", "check", "level", "codebook", "measured"), rows)]
+
+
+def _alarms(run: RunReport) -> list[str]:
+    lines = [
+        f"- ⚠️ {'' if alarm.codebook is None else f'Codebook {alarm.codebook}: '}{_prose(alarm.text)}"
+        + (f" (`{alarm.metric}`)" if alarm.metric else "")
+        for alarm in run.alarms
+    ]
+    return ["\n".join(lines)] if lines else []
+
+
+def _subject(subject: Subject, report: Report) -> list[str]:
+    book = subject.codebook
+    size = f"n = {plural(book['sample']['evaluated'], 'feature')}"
+    blocks = [
+        f"**Codebook {book['id']}** {code(book['key'])} {_prose(subject.summary)}",
+        _table(
+            (f"{size}", "before", "after", "random, mean (range)", "variance", "PCA"), _rows(tables.quality(subject))
+        ),
+    ]
+    if subject.baseline is not None and report.baseline is not None:
+        blocks.append(
+            _fold(
+                "Against the baseline", _table(("", "baseline", "this run", "change"), _rows(tables.compared(subject)))
+            )
+        )
+    blocks.append(_fold("Codes and their use", _table(("", "before", "after", "change"), _rows(tables.state(subject)))))
+    if rows := tables.trust(subject):
+        blocks.append(_fold("How far to trust the selection", _table(("", "value"), _rows(rows))))
+    if levels := _levels(subject):
+        blocks.append(_fold("Levels and modalities", levels))
+    return blocks
+
+
+def _levels(subject: Subject) -> str:
+    book = subject.codebook
+    names = ("token_agreement", "excess_distortion", "snr_db", "used_codes", "perplexity")
+    parts = [(f"level {level['level']}", level["after"]) for level in book.get("per_level", ())]
+    parts += [(code(name, 40), modality["after"]) for name, modality in list(book.get("per_modality", {}).items())[:64]]
+    rows = [(label, *(str(tables.cell(name, after)) for name in names)) for label, after in parts]
+    return _table(("", *(tables.METRICS[name].label for name in names)), rows) if rows else ""
+
+
+def _provenance(run: RunReport) -> str:
+    record = run.run.record
+    rows = [(escaped(i["role"]), code(i["name"]), f"{i['bytes']:,}", code(i["sha256"])) for i in record["inputs"]]
+    rows += [(escaped(o["mode"]), code(o["name"]), f"{o['bytes']:,}", code(o["sha256"])) for o in record["outputs"]]
+    options = ", ".join(
+        f"{escaped(shown(key, 40))} {code(str(value), 80)}"
+        for key, value in sorted(record["options"].items())
+        if value is not None
+    )
+    version = f"{escaped(shown(record['tool']['name']))} {escaped(shown(record['tool']['version']))}"
+    return _fold(
+        "Provenance", _table(("", "file", "bytes", "SHA-256"), rows) + f"\n\nMade by {version}. Options: {options}"
+    )
+
+
+def _rows(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    return [(row.metric.label, *(str(cell).replace("[", "&#91;") for cell in row.cells)) for row in rows]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _fold(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def _bounded(blocks: Sequence[str]) -> str:
+    """Whole blocks as long as they fit."""
+    kept: list[str] = []
+    room = MOST_BYTES - len(_CUT.encode())
+    for block in blocks:
+        room -= len(block.encode()) + 2
+        if room < 0:
+            kept.append(_CUT)
+            break
+        kept.append(block)
+    return "\n\n".join(kept) + "\n"

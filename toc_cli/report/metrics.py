@@ -1,0 +1,268 @@
+"""Every number that a report shows or a check can name: what it means, and its value in a record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Unit = Literal["share", "change", "db", "bits", "bytes", "count", "number"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of the record, in words."""
+
+    name: str
+    label: str
+    unit: Unit
+    better: Literal["higher", "lower", ""]
+    definition: str
+
+
+_TABLE = (
+    Metric(
+        "token_agreement",
+        "Token agreement",
+        "share",
+        "higher",
+        "Share of features whose nearest code stays the same: k(x) over all dimensions against k'(x) over the "
+        "kept ones. "
+        "A model trained on the old tokens sees a changed input in the remaining share.",
+    ),
+    Metric(
+        "excess_distortion",
+        "Excess distortion",
+        "change",
+        "lower",
+        "Distortion after divided by distortion before, minus one. Zero means the pruned codebook reconstructs "
+        "the features "
+        "as well as the full one.",
+    ),
+    Metric(
+        "distortion",
+        "Distortion",
+        "number",
+        "lower",
+        "Mean squared distance between a feature and the vector that stands for it, over all dimensions. After "
+        "pruning, "
+        "dropped dimensions are filled with one constant.",
+    ),
+    Metric(
+        "snr_db",
+        "Signal to noise",
+        "db",
+        "higher",
+        "10 log10 of the features' variance over the distortion.",
+    ),
+    Metric(
+        "near_tie_rate",
+        "Near ties",
+        "share",
+        "lower",
+        "Share of features whose second-nearest code lies within 1e-6 (relative) of the nearest: tokens that "
+        "rounding could flip.",
+    ),
+    Metric("used_codes", "Codes used", "count", "higher", "Number of codes that at least one of the features chose."),
+    Metric(
+        "dead_codes",
+        "Dead codes",
+        "count",
+        "lower",
+        "Number of codes that no feature chose. With fewer than ten features per code, some of them are only rare.",
+    ),
+    Metric(
+        "perplexity",
+        "Perplexity",
+        "number",
+        "higher",
+        "exp of the entropy of code usage: the number of codes that would give this entropy if all were used equally.",
+    ),
+    Metric(
+        "entropy",
+        "Usage entropy",
+        "share",
+        "higher",
+        "Entropy of code usage as a share of its maximum, log K. 100% means every code is used equally often.",
+    ),
+    Metric(
+        "mean_cosine",
+        "Mean cosine",
+        "number",
+        "lower",
+        "Mean cosine between two different codes: the redundancy that the paper's criterion is meant to lower.",
+    ),
+    Metric("min_distance", "Closest codes", "number", "higher", "Smallest distance between two different codes."),
+    Metric(
+        "effective_rank",
+        "Effective rank",
+        "number",
+        "higher",
+        "exp of the entropy of the normalised singular values of the centred codebook: how many directions the "
+        "codes really span.",
+    ),
+    Metric("bytes", "Codebook size", "bytes", "lower", "Bytes of the codebook's tensors in the input's dtype."),
+    Metric(
+        "code_agreement",
+        "Cross-modal code agreement",
+        "share",
+        "higher",
+        "Share of paired steps where both modalities take the same code.",
+    ),
+    Metric(
+        "js_bits",
+        "Cross-modal divergence",
+        "bits",
+        "lower",
+        "Jensen-Shannon divergence between the code histograms of two modalities: 0 when they use codes alike, "
+        "1 when they share none.",
+    ),
+    Metric(
+        "probe_accuracy",
+        "Probe accuracy",
+        "share",
+        "higher",
+        "Accuracy of a linear probe trained on the codes of one modality and tested on another's, averaged "
+        "over the directions.",
+    ),
+    Metric(
+        "advantage_over_random",
+        "Advantage over random",
+        "change",
+        "higher",
+        "Mean excess distortion of random selections of the same size (5 seeds) minus the chosen one's. Above "
+        "zero, the "
+        "criterion beats chance.",
+    ),
+    Metric(
+        "advantage_over_random_low",
+        "Advantage over random, lower end",
+        "change",
+        "higher",
+        "Lower end of the 95% interval of the advantage over random (paired bootstrap over feature blocks). "
+        "Above zero, the "
+        "criterion beats chance beyond sampling noise.",
+    ),
+    Metric(
+        "advantage_over_random_agreement",
+        "Agreement over random",
+        "change",
+        "higher",
+        "Token agreement of the chosen selection minus the mean of random ones.",
+    ),
+    Metric(
+        "advantage_over_random_agreement_low",
+        "Agreement over random, lower end",
+        "change",
+        "higher",
+        "Lower end of the 95% interval of the agreement over random.",
+    ),
+    Metric(
+        "advantage_over_variance",
+        "Advantage over variance",
+        "change",
+        "higher",
+        "Excess distortion of keeping the dimensions of highest variance minus the chosen selection's.",
+    ),
+    Metric(
+        "stability",
+        "Stability",
+        "share",
+        "higher",
+        "Mean Jaccard overlap between the kept set and the sets kept on bootstrap resamples. Below 80%, other "
+        "data would "
+        "have kept noticeably other dimensions.",
+    ),
+    Metric("stability_min", "Stability, worst", "share", "higher", "Smallest of these Jaccard overlaps."),
+    Metric(
+        "dead_dimensions",
+        "Dead dimensions",
+        "count",
+        "lower",
+        "Dimensions whose variance over the codes is under 1e-6 of the largest: they tell no two codes apart.",
+    ),
+    Metric(
+        "sample_per_code",
+        "Features per code",
+        "number",
+        "higher",
+        "Evaluated features divided by the codes of the largest level. Below ten, counts of used and dead "
+        "codes say more "
+        "about the sample than about the codebook.",
+    ),
+    Metric(
+        "modality_jaccard",
+        "Modality overlap",
+        "share",
+        "higher",
+        "Mean pairwise Jaccard overlap of the dimensions that each modality alone would keep.",
+    ),
+    Metric("kept_dim", "Dimensions kept", "count", "", "Dimensions per code after pruning."),
+    Metric("bytes_ratio", "Size ratio", "share", "lower", "Bytes of the codebook after pruning as a share of before."),
+    Metric("output_bytes", "Output size", "bytes", "lower", "Bytes of the file that was written."),
+)
+
+METRICS = {metric.name: metric for metric in _TABLE}
+
+
+def describe(name: str) -> Metric:
+    """The metric behind a checkable name: `audio.token_agreement`, `before.distortion` and `level0.snr_db` included."""
+    last = name.rpartition(".")[2]
+    return METRICS["output_bytes"] if name.startswith("output_bytes.") else METRICS[last]
+
+
+def values(codebook: dict[str, Any], record: dict[str, Any]) -> dict[str, float | None]:
+    """Every number of a codebook's entry that a check can name; None where the record says it is undefined."""
+    found: dict[str, float | None] = {}
+    found |= _numbers(codebook["after"])
+    found |= _whole(codebook)
+    found |= {f"output_bytes.{output['mode']}": output["bytes"] for output in record["outputs"]}
+    found |= _numbers(codebook["before"], "before.")
+    for level in codebook.get("per_level", ()):
+        found |= _numbers(level["after"], f"level{level['level']}.")
+        found |= _numbers(level["before"], f"level{level['level']}.before.")
+    for name, modality in codebook.get("per_modality", {}).items():
+        found |= _missing(found, _numbers(modality["after"], f"{name}."))
+        found |= _missing(found, _numbers(modality["before"], f"{name}.before."))
+    for pair, sides in codebook.get("cross_modal", {}).items():
+        found |= _missing(found, _numbers(sides["after"], f"{pair}."))
+        found |= _missing(found, _numbers(sides["before"], f"{pair}.before."))
+    for direction, result in ((codebook.get("probe") or {}).get("after") or {}).items():
+        found |= _missing(found, {f"{direction}.probe_accuracy": result["accuracy"]})
+    return found
+
+
+def _numbers(block: dict[str, Any], prefix: str = "") -> dict[str, float | None]:
+    return {prefix + name: block[name] for name in METRICS if name in block}
+
+
+def _missing(found: dict[str, float | None], more: dict[str, float | None]) -> dict[str, float | None]:
+    """Names out of files never hide ours: a modality called `before` keeps its numbers out of the way."""
+    return {name: value for name, value in more.items() if name not in found}
+
+
+def _whole(codebook: dict[str, Any]) -> dict[str, float | None]:
+    """The numbers that stand beside `before` and `after` in a codebook's entry."""
+    advantage = codebook.get("advantage_over_random") or {}
+    distortion, agreement = advantage.get("distortion") or {}, advantage.get("agreement") or {}
+    variance = codebook["baselines"].get("variance", {}).get("excess_distortion")
+    chosen = codebook["after"].get("excess_distortion")
+    stability = codebook.get("stability") or {}
+    before, after = codebook["before"].get("bytes"), codebook["after"].get("bytes")
+    return {
+        "advantage_over_random": distortion.get("value"),
+        "advantage_over_random_low": _first(distortion.get("ci95")),
+        "advantage_over_random_agreement": agreement.get("value"),
+        "advantage_over_random_agreement_low": _first(agreement.get("ci95")),
+        "advantage_over_variance": None if variance is None or chosen is None else variance - chosen,
+        "stability": stability.get("jaccard_mean"),
+        "stability_min": stability.get("jaccard_min"),
+        "dead_dimensions": codebook["dead_dimensions"],
+        "sample_per_code": codebook["sample"]["evaluated"] / max(codebook["num_codes"]),
+        "modality_jaccard": (codebook.get("modality_agreement") or {}).get("jaccard"),
+        "kept_dim": codebook["kept_dim"],
+        "bytes_ratio": after / before if before and after is not None else None,
+    }
+
+
+def _first(interval: list[float] | None) -> float | None:
+    return interval[0] if interval else None

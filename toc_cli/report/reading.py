@@ -1,0 +1,65 @@
+"""Run records from disk: found, parsed and validated before anything is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.report import schema
+from toc_cli.report.words import name as shown
+
+SUFFIX = ".toc.json"
+MOST_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One validated run record and the file name it goes by."""
+
+    name: str
+    record: dict[str, Any]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The named records, or the newest `*.toc.json` of the current folder where none is named."""
+    return [read_run(path) for path in paths or [newest(Path())]]
+
+
+def read_run(path: Path) -> Run:
+    """Read and validate one record: InputError where it is unreadable, no JSON, or not a run record."""
+    label = shown(str(path), 200)
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{label} has {path.stat().st_size:,} bytes; a run record has at most {MOST_BYTES:,}.")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        hint = "Name a record that toc optimize wrote." if path.is_dir() or not path.exists() else ""
+        raise InputError(f"{label} cannot be read: {error.strerror}.", hint) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{label} is not text.", f"Name the {SUFFIX} record, not the artefact.") from error
+    try:
+        record = json.loads(text, parse_constant=_refuse)
+        schema.validate(record)
+    except InputError as error:
+        raise InputError(f"{label}: {error.what}", "toc optimize writes such a record.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{label} is not JSON: {str(error)[:200]}.", "toc optimize writes such a record.") from error
+    return Run(path.name, record)
+
+
+def newest(folder: Path) -> Path:
+    """The record that was written last in a folder; UsageError where there is none."""
+    found = [path for path in folder.glob(f"*{SUFFIX}") if path.is_file()]
+    if not found:
+        raise UsageError(
+            f"No *{SUFFIX} in {shown(str(folder.resolve()), 200)}.", "Name a record, or run toc optimize first."
+        )
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,0 +1,74 @@
+"""The shipped JSON Schemas, and the check that a file really is what it claims to be."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from toc_cli.errors import InputError
+
+
+@cache
+def load(kind: str) -> dict[str, Any]:
+    """The JSON Schema `record` (what `toc optimize` writes) or `report` (what `toc report --format json` prints)."""
+    return json.loads(files("toc_cli.report").joinpath(f"{kind}.schema.json").read_text(encoding="utf-8"))
+
+
+def validate(value: Any, kind: str = "record") -> None:
+    """Raise an InputError that names the first place where `value` breaks the schema or contradicts itself."""
+    import jsonschema
+
+    problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(load(kind)).iter_errors(value))
+    if problem is not None:
+        raise InputError(f"Not a {kind} of schema version 1: {_place(problem.absolute_path)} {problem.message[:200]}.")
+    if kind == "record":
+        for codebook in value["codebooks"]:
+            _validate_lengths(codebook)
+
+
+def _place(path: Any) -> str:
+    return "at " + "/".join(str(part)[:60] for part in path) + ":" if path else "at the top:"
+
+
+def _validate_lengths(codebook: dict[str, Any]) -> None:
+    """What a schema cannot say: arrays that belong together are equally long, indices lie inside."""
+    where = f"codebook {codebook['id']}"
+    if codebook["kept_dim"] > codebook["dim"]:
+        raise InputError(f"{where} keeps {codebook['kept_dim']} of {codebook['dim']} dimensions.")
+    for name in ("kept", "order", "score", "similarity", "variance"):
+        for level in codebook.get(name, ()):
+            for head in level:
+                if len(head) > codebook["dim"]:
+                    raise InputError(f"{where}: {name} has {len(head)} entries for {codebook['dim']} dimensions.")
+    for name in ("kept", "order"):
+        if any(index >= codebook["dim"] for level in codebook.get(name, ()) for head in level for index in head):
+            raise InputError(f"{where}: {name} names a dimension beyond {codebook['dim'] - 1}.")
+    for curve in (codebook.get("sweep") or {"criteria": {}})["criteria"].values():
+        if any(len(points) != len(codebook["sweep"]["kept_dims"]) for points in curve.values()):
+            raise InputError(f"{where}: the sweep's curves and kept_dims differ in length.")
+    for figure in codebook.get("figures", ()):
+        _validate_figure(figure, where)
+
+
+def _validate_figure(figure: dict[str, Any], where: str) -> None:
+    ranks, points = figure["rank_frequency"], figure["pca_map"]
+    if any(side is not None and len(side) != len(ranks["ranks"]) for side in (ranks["before"], ranks["after"])):
+        raise InputError(f"{where}: rank_frequency has counts for other than its {len(ranks['ranks'])} ranks.")
+    if not len(points["x"]) == len(points["y"]) == len(points["usage"]):
+        raise InputError(f"{where}: pca_map has coordinates and usage of different lengths.")
+    if any(
+        len(side["rank"]) != len(side["value"]) for side in (figure["spectrum"]["before"], figure["spectrum"]["after"])
+    ):
+        raise InputError(f"{where}: spectrum has ranks and values of different lengths.")
+    codes = figure["cosine"]["codes"]
+    for side in ("before", "after"):
+        try:
+            found = len(base64.b64decode(figure["cosine"][side], validate=True))
+        except binascii.Error:
+            found = -1
+        if found != codes * (codes - 1) // 2:
+            raise InputError(f"{where}: the cosine picture {side} is not a triangle of {codes} codes.")

@@ -1,0 +1,204 @@
+"""Plain words about failure: what a reader must know before shipping, each with the number behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toc_cli.report import words
+from toc_cli.report.checks import Outcome
+from toc_cli.report.words import interval, number, plural
+
+STABLE = 0.8
+FEATURES_PER_CODE = 10
+SHARED = 0.5  # half-way from chance to perfect overlap
+
+Values = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sentence about one codebook (or, without one, about the inputs) and the metric behind it."""
+
+    id: str
+    codebook: int | None
+    text: str
+    metric: str | None = None
+
+
+def warnings(record: Mapping[str, Any], values: Mapping[int, Values]) -> list[Alarm]:
+    """The pipeline's warnings about the inputs, then ours about each codebook; `values` by codebook id."""
+    found = [Alarm(entry["id"], entry["codebook"], entry["text"]) for entry in record["warnings"]]
+    said = {(entry.id, entry.codebook) for entry in found}
+    for codebook in record["codebooks"]:
+        for rule in _RULES:
+            warning = rule(codebook, values[codebook["id"]], record)
+            if warning is not None and (warning.id, warning.codebook) not in said:
+                found.append(warning)
+    return found
+
+
+def summary(codebook: Mapping[str, Any], values: Values) -> str:
+    """One sentence: what was kept and what it cost."""
+    intervals = codebook["ci95"]["after"]
+    parts = [f"keeps {codebook['kept_dim']:,} of {codebook['dim']:,} dimensions"]
+    agreement, excess, ratio = (values.get(name) for name in ("token_agreement", "excess_distortion", "bytes_ratio"))
+    if agreement is not None:
+        spread = interval(intervals.get("token_agreement"), "share")
+        parts.append(f"{number(agreement, 'share')} of tokens unchanged {spread}".rstrip())
+    if excess is not None:
+        spread = interval(intervals.get("excess_distortion"), "change")
+        parts.append(f"distortion {number(excess, 'change')} {spread}".rstrip())
+    if ratio is not None:
+        parts.append(f"{number(ratio, 'share')} of the codebook's bytes")
+    return ", ".join(parts)
+
+
+def status(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str) -> str:
+    """`fail`: a check that counts does not hold; `open`: nothing was checked; `warn`: something to weigh."""
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    if failing(outcomes, fail_on):
+        return "fail"
+    if not any(outcome.status == "passed" for outcome in outcomes) and not failed:
+        return "open"
+    return "warn" if failed or open_alarms else "pass"
+
+
+def failing(outcomes: Sequence[Outcome], fail_on: str) -> list[Outcome]:
+    """The failed checks that make the gate fail: errors, and under `--fail-on warn` warnings too."""
+    return [o for o in outcomes if o.status == "failed" and (o.check.level == "error" or fail_on == "warn")]
+
+
+def headline(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str) -> str:
+    """Ship or not, in one line."""
+    held = sum(outcome.status == "passed" for outcome in outcomes)
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    weigh = f"{plural(open_alarms, 'warning')} to weigh" if open_alarms else ""
+    match status(outcomes, open_alarms, fail_on):
+        case "fail":
+            count = len(failing(outcomes, fail_on))
+            return f"Do not ship: {count} of {plural(held + failed, 'check')} {'fails' if count == 1 else 'fail'}."
+        case "open":
+            return f"No gate was set: {weigh or 'nothing to warn about'}."
+        case "warn":
+            soft = f"{plural(failed, 'soft check')} {'fails' if failed == 1 else 'fail'}" if failed else ""
+            return f"Ship with care: {' and '.join(filter(None, [soft, weigh]))}."
+    return f"Ship: {'the check holds' if held == 1 else f'all {held} checks hold'}."
+
+
+def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    low, value = values["advantage_over_random_low"], values["advantage_over_random"]
+    if low is None or value is None or low > 0:
+        return None
+    spread = interval(codebook["advantage_over_random"]["distortion"]["ci95"], "change")
+    verb = "is worse than" if value < 0 else "is not measurably better than"
+    text = (
+        f"The criterion {words.name(str(record['options'].get('criterion')))} {verb} picking dimensions at "
+        "random at this keep "
+        f"ratio: its advantage in excess distortion is {number(value, 'change')} {spread}."
+    )
+    return Alarm("not_better_than_random", codebook["id"], text, "advantage_over_random_low")
+
+
+def _beaten_by_variance(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    chosen = codebook["ci95"]["after"].get("excess_distortion")
+    variance = codebook["baselines"].get("variance", {}).get("excess_distortion")
+    if chosen is None or variance is None or variance >= chosen[0]:
+        return None
+    text = (
+        f"Keeping the dimensions of highest variance costs less: excess distortion {number(variance, 'change')} "
+        "against "
+        f"{number(values.get('excess_distortion'), 'change')} {interval(chosen, 'change')}. Try --criterion variance."
+    )
+    return Alarm("beaten_by_variance", codebook["id"], text, "advantage_over_variance")
+
+
+def _unstable(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    stability = values["stability"]
+    if stability is None or stability >= STABLE:
+        return None
+    over, resamples = words.name(codebook["stability"]["over"]), codebook["stability"]["resamples"]
+    text = (
+        f"The kept set is unstable: over {resamples} resamples of the {over} it overlaps itself by only "
+        f"{number(stability, 'share')} (Jaccard; {number(STABLE, 'share')} is the mark)."
+    )
+    return Alarm("unstable_selection", codebook["id"], text, "stability")
+
+
+def _small_sample(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    per_code = values["sample_per_code"]
+    if per_code is None or per_code >= FEATURES_PER_CODE:
+        return None
+    text = (
+        f"The sample is small for this codebook: {codebook['sample']['evaluated']:,} features for "
+        f"{max(codebook['num_codes']):,} codes, {number(per_code, 'number')} each. Used and dead codes and "
+        "perplexity are "
+        f"rarefied; {FEATURES_PER_CODE} features per code or more would settle them."
+    )
+    return Alarm("small_sample", codebook["id"], text, "sample_per_code")
+
+
+def _dead_dimensions(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    dead = codebook["dead_dimensions"]
+    if not dead:
+        return None
+    verb = "is" if dead == 1 else "are"
+    text = f"{plural(dead, 'dimension')} of {codebook['dim']:,} {verb} dead: the same value in every code."
+    if record["options"].get("criterion") == "toc":
+        text += " The published score can rank a dead dimension above a live one; --criterion toc-live ranks them last."
+    return Alarm("dead_dimensions", codebook["id"], text, "dead_dimensions")
+
+
+def _dead_codes(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    dead, before = values.get("dead_codes"), values.get("before.dead_codes")
+    if not dead:
+        return None
+    text = (
+        f"{plural(int(dead), 'code')} of {sum(codebook['num_codes']) * codebook['heads']:,} "
+        f"{'is' if dead == 1 else 'are'} never chosen by {codebook['sample']['evaluated']:,} features"
+    )
+    return Alarm(
+        "dead_codes",
+        codebook["id"],
+        text + ("." if before is None else f" ({int(before):,} before pruning)."),
+        "dead_codes",
+    )
+
+
+def _modalities_disagree(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    overlap = values["modality_jaccard"]
+    share = codebook["kept_dim"] / codebook["dim"]
+    chance = share / (2 - share)
+    if overlap is None or chance >= 1 or (overlap - chance) / (1 - chance) >= SHARED:
+        return None
+    text = (
+        f"The modalities disagree about which dimensions matter: what each alone would keep overlaps by "
+        f"{number(overlap, 'share')}, and two random sets of this size by {number(chance, 'share')}."
+    )
+    return Alarm("modalities_disagree", codebook["id"], text, "modality_jaccard")
+
+
+def _tokens_change(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    agreement = values.get("token_agreement")
+    if agreement is None or agreement >= 1:
+        return None
+    text = (
+        f"{number(1 - agreement, 'share')} of tokens change. A language model or any other model trained on the "
+        "old tokens "
+        "must be trained or fine-tuned on new ones; --emit consumer keeps every token as it is."
+    )
+    return Alarm("tokens_change", codebook["id"], text, "token_agreement")
+
+
+_Rule = Callable[[Mapping[str, Any], Values, Mapping[str, Any]], "Alarm | None"]
+_RULES: tuple[_Rule, ...] = (
+    _not_better_than_random,
+    _beaten_by_variance,
+    _unstable,
+    _small_sample,
+    _dead_dimensions,
+    _dead_codes,
+    _modalities_disagree,
+    _tokens_change,
+)

@@ -1,0 +1,97 @@
+"""Numbers and names as a reader sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from toc_cli.io.names import printable
+from toc_cli.report.metrics import Unit
+
+MINUS = "−"
+NONE = "–"
+
+
+def name(text: str, limit: int = 60) -> str:
+    """A name out of a file on one line, without control characters, cut after `limit`."""
+    return printable(text, limit)
+
+
+def number(value: float | None, unit: Unit) -> str:
+    """A value with its unit, rounded to what can be read; a dash where it is undefined."""
+    if value is None:
+        return NONE
+    return _SPELL[unit](value).replace("-", MINUS)
+
+
+def interval(bounds: Sequence[float] | None, unit: Unit) -> str:
+    """`[low, high]`, the unit once where it is short."""
+    if not bounds:
+        return ""
+    low, high = (number(bound, unit) for bound in bounds)
+    if unit in ("share", "change"):
+        low = low.removesuffix("%")
+    return f"[{low}, {high}]"
+
+
+def change(old: float | None, new: float | None, unit: Unit) -> str:
+    """The way from `old` to `new`, signed: points for shares, the unit itself for the rest."""
+    if old is None or new is None:
+        return NONE
+    difference = new - old
+    if unit in ("share", "change"):
+        text = f"{_plain(100 * difference)} pt"
+    else:
+        text = number(difference, unit).replace(MINUS, "-")
+    return (text if text.startswith("-") or difference == 0 else f"+{text.lstrip('+')}").replace("-", MINUS)
+
+
+def raw(value: float | None) -> str:
+    """A measured value or a bound as a check compares it: six significant digits."""
+    return "undefined" if value is None else f"{value:.6g}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 check`, `2 checks`, `1,024 codes`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _plain(value: float) -> str:
+    """Four significant digits at most, no exponent where it can be avoided."""
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size >= 6 or size < -4:
+        return f"{value:.3g}"
+    if size >= 3:
+        return f"{value:,.0f}"
+    return f"{value:.{2 if size >= 1 else 3 if size >= -1 else 2 - size}f}"
+
+
+def _share(value: float) -> str:
+    percent = 100 * value
+    close = 0 < abs(percent) < 1 or 99 < abs(percent) < 100
+    return f"{percent:.2f}%" if close else f"{percent:.1f}%"
+
+
+def _change(value: float) -> str:
+    return f"{100 * value:+.2f}%" if abs(value) < 0.1 else f"{100 * value:+,.1f}%"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024 or unit == "GiB":
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+_SPELL = {
+    "share": _share,
+    "change": _change,
+    "db": lambda value: f"{value:.2f} dB",
+    "bits": lambda value: f"{value:.3f} bits",
+    "bytes": _bytes,
+    "count": lambda value: f"{value:,.0f}",
+    "number": _plain,
+}
