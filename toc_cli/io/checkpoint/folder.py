@@ -85,6 +85,7 @@ def weights_of(folder: Path) -> Path:
     models = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if models:
         raise InputError(
-            f"{shown} holds no weights itself.", f"Name one of its models: {', '.join(printable(m, 60) for m in models)}."
+            f"{shown} holds no weights itself.",
+            f"Name one of its models: {', '.join(printable(m, 60) for m in models)}.",
         )
     raise InputError(f"{shown} is a folder without weights.", "Name a checkpoint file, or a folder that holds one.")

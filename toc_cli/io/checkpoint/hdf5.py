@@ -23,7 +23,8 @@ ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, U
 
 def open_hdf5(path: Path, *, cache: int | None = None) -> h5py.File:
     """Open for reading, with `cache` bytes of chunk cache per dataset. InputError if it is damaged or locked."""
-    options: dict[str, Any] = {} if cache is None else {"rdcc_nbytes": cache}
+    # A prime, far above the number of chunks that fit: chunks that share a slot would throw each other out.
+    options: dict[str, Any] = {} if cache is None else {"rdcc_nbytes": cache, "rdcc_nslots": 100_003, "rdcc_w0": 1.0}
     try:
         return h5py.File(path, "r", **options)
     except ERRORS as error:

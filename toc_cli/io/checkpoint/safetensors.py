@@ -129,7 +129,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         if length > SAFETENSORS_HEADER_LIMIT:
             raise InputError(f"{shown} is not a safetensors file: its header claims {length:,} bytes.")
         if 8 + length > size:
-            raise InputError(f"{shown} is truncated: {size:,} bytes cannot hold its header.", "Copy or download it again.")
+            raise InputError(
+                f"{shown} is truncated: {size:,} bytes cannot hold its header.", "Copy or download it again."
+            )
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_unique)
@@ -186,5 +188,3 @@ def _check_spans(shown: str, entries: dict[str, Any], available: int) -> None:
         )
     if at < available:
         raise InputError(f"{shown} is damaged: {available - at:,} bytes follow the last tensor.")
-
-

@@ -28,6 +28,8 @@ def container_of(path: Path) -> str:
         raise InputError(f"{shown} does not exist.") from None
     except OSError as error:
         raise InputError(f"{shown} cannot be read: {error.strerror}.") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{shown} is a folder, not a file.", "Name a file in it.")
     if not stat.S_ISREG(mode):
         raise InputError(f"{shown} is not a regular file.")
     try:
@@ -107,6 +109,4 @@ def _refuse_pickle(shown: str, head: bytes, suffix: str) -> None:
             "Export the array: np.save('codebook.npy', joblib.load(path).cluster_centers_), where you trust the file.",
         )
     if head[257:262] == b"ustar":
-        raise InputError(
-            f"{shown} is a tar archive (torch before 0.1.10, or plain).", "Save it again with torch.save."
-        )
+        raise InputError(f"{shown} is a tar archive (torch before 0.1.10, or plain).", "Save it again with torch.save.")

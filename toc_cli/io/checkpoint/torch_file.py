@@ -41,9 +41,7 @@ class TorchFile(Checkpoint):
         self._tree, foreign = load_tree(path, legacy=legacy)
         if foreign:
             names = ", ".join(printable(name, 80) for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
-            self.read_only = (
-                f"{printable(path)} also holds Python objects ({names}) that were not loaded and cannot be written back."
-            )
+            self.read_only = f"{printable(path)} also holds Python objects ({names}) that were not loaded and cannot be written back."
         self._places: dict[str, tuple[Hashable, ...]] = {}
         self._value_places: dict[tuple[str, ...], tuple[Hashable, ...]] = {}
         for place, leaf in leaves(self._tree):
@@ -199,5 +197,3 @@ def put(tree: Any, place: tuple[Hashable, ...], value: object) -> None:
     for part in place[:-1]:
         tree = tree.setdefault(part, {}) if isinstance(tree, dict) else tree[part]
     tree[place[-1]] = value
-
-
