@@ -1,0 +1,187 @@
+"""Which codebooks a checkpoint holds: `detect` asks the families in order, the most specific first.
+
+A family is a module with `find(ckpt) -> list[Codebook]` that returns nothing for files that are not its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from typing import Protocol, cast, get_args
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families import (
+    absent,
+    cmg,
+    encodec,
+    fairseq,
+    faiss,
+    generic,
+    image_vq,
+    kmeans,
+    layouts,
+    mimi,
+    projected,
+    rqvae,
+    taming,
+    vqp,
+    wav2vec2,
+    xcodec,
+)
+from toc_cli.io.families.base import Codebook, Metric
+from toc_cli.io.families.names import sections
+from toc_cli.io.names import printable
+
+__all__ = ["detect"]
+
+
+class Family(Protocol):
+    """A module of this package that knows one family of checkpoints."""
+
+    def find(self, ckpt: Checkpoint) -> list[Codebook]:
+        """Its codebooks in the file."""
+
+
+FAMILIES = cast(
+    "tuple[Family, ...]",
+    (image_vq, mimi, projected, xcodec, wav2vec2, encodec, faiss, kmeans, vqp, cmg, taming, rqvae, fairseq, layouts, generic),
+)
+AVERAGED = re.compile(r"(?:^|[/._])(?:ema|model_ema|ema_model|averaged)(?:$|[/._])|_ema$|^ema_")
+"""A section or prefix that holds a running average of the model."""
+
+
+def detect(
+    ckpt: Checkpoint, *, codebook: str | None = None, layout: str | None = None, metric: str | None = None
+) -> list[Codebook]:
+    """The codebooks of a checkpoint, in the order of their families.
+
+    Args:
+        codebook: key of one table (with or without its sections): that codebook alone, detected or not.
+        layout: order of the stored axes of `codebook`, such as "DK" or "(HK)D,H=2" (`generic.Layout`).
+        metric: euclidean, cosine or dot, instead of what the file says.
+
+    Raises:
+        InputError: there is no codebook, or none under that key; the sentence says what the file holds instead.
+        UsageError: an option that cannot be meant.
+    """
+    chosen = _metric(metric)
+    if layout and codebook is None:
+        raise UsageError("--layout describes one table.", "Name it with --codebook KEY.")
+    if codebook is not None:
+        return [_named(ckpt, codebook, layout, chosen)]
+    found = _claimed(ckpt)
+    if not found:
+        raise _nothing(ckpt)
+    return [with_metric(one, chosen) for one in found]
+
+
+def _metric(metric: str | None) -> Metric | None:
+    offered = [name for name in get_args(Metric) if name != "logits"]
+    if metric is not None and metric not in offered:
+        raise UsageError(f"--metric {metric} is not known.", f"It is one of {', '.join(offered)}.")
+    return cast("Metric | None", metric)
+
+
+def _claimed(ckpt: Checkpoint) -> list[Codebook]:
+    """Every codebook once: a table claimed by a family is not offered to the later ones; averaged copies join their original."""
+    found: list[Codebook] = []
+    claimed: set[str] = set()
+    for family in FAMILIES:
+        for one in family.find(ckpt):
+            keys = {key for level in one.keys for key in level} | {site.key for site in one.sites if site.role == "codes"}
+            if not keys & claimed:
+                found.append(one)
+                claimed |= keys
+    return _join_copies(ckpt, found)
+
+
+def _join_copies(ckpt: Checkpoint, found: list[Codebook]) -> list[Codebook]:
+    """An average of the model beside the model is one codebook with a copy; the average comes first, as libraries load it."""
+    averages = {}
+    for one in found:
+        for other in found:
+            roots = _roots(one, other)
+            if roots and AVERAGED.search(roots[0].rstrip("/.")) and not AVERAGED.search(roots[1].rstrip("/.")):
+                averages[id(other)] = id(one)
+    joined = []
+    for one in found:
+        if id(one) in averages:
+            continue
+        copies = [_roots(one, other) for other in found if averages.get(id(other)) == id(one)]
+        if copies and all(copies):
+            one = replace(one, root=copies[0][0], copies=tuple(roots[1] for roots in copies if roots))  # type: ignore[index]
+        else:
+            one = _flat_average(ckpt, one)
+        joined.append(one)
+    return joined
+
+
+def _roots(one: Codebook, other: Codebook) -> tuple[str, str] | None:
+    """The two prefixes in which the keys of equal codebooks differ."""
+    if one is other or (one.family, one.num_codes, one.dim, one.heads) != (other.family, other.num_codes, other.dim, other.heads):
+        return None
+    a, b = re.split(r"(?<=[/.])", one.keys[0][0]), re.split(r"(?<=[/.])", other.keys[0][0])
+    while a and b and a[-1] == b[-1]:
+        a.pop(), b.pop()
+    first, second = "".join(a), "".join(b)
+    pairs = zip((key for level in one.keys for key in level), (key for level in other.keys for key in level), strict=True)
+    same = all(x.startswith(first) and x.replace(first, second, 1) == y for x, y in pairs)
+    return (first, second) if same else None
+
+
+def _flat_average(ckpt: Checkpoint, one: Codebook) -> Codebook:
+    """Lightning's LitEma keeps `model_ema.` copies whose names have lost their dots."""
+    info = ckpt.infos[one.keys[0][0]]
+    root = info.key[: len(info.key) - len(info.name)]
+    if f"{root}model_ema.{info.name.replace('.', '')}" in ckpt.infos:
+        return replace(one, root=root, copies=(f"{root}model_ema.",))
+    return one
+
+
+def _named(ckpt: Checkpoint, key: str, layout: str | None, metric: Metric | None) -> Codebook:
+    full = [info.key for info in ckpt.infos.values() if key in (info.key, info.name)]
+    if not layout:
+        for one in _claimed(ckpt):
+            keys = {name for level in one.keys for name in level} | {site.key for site in one.sites if site.role == "codes"}
+            if key == one.label or keys & set(full):
+                return with_metric(one, metric)
+    if not full:
+        near = difflib.get_close_matches(key, list(ckpt.infos), n=3, cutoff=0.4)
+        hint = f"Close names: {', '.join(map(printable, near))}." if near else "toc inspect lists the tables of a file."
+        raise InputError(f"{printable(str(ckpt.path))} has no tensor {printable(key)}.", hint)
+    if len(full) > 1:
+        raise UsageError(f"{printable(key)} stands in several sections.", f"Name one of {', '.join(map(printable, full))}.")
+    return generic.table(ckpt, full[0], layout=layout, metric=metric)
+
+
+def with_metric(codebook: Codebook, metric: Metric | None) -> Codebook:
+    """The codebook under another metric; the constant of dropped dimensions must be 0 under cosine."""
+    if metric is None:
+        return codebook
+    if codebook.metric == "logits":
+        raise UsageError(f"The tokens of {printable(codebook.label)} come from logits, not from a distance.", "Leave out --metric.")
+    notes = tuple(note for note in codebook.warnings if "--metric" not in note)
+    if metric == codebook.metric:
+        return replace(codebook, warnings=notes)
+    cosine = metric == "cosine"
+    return replace(
+        codebook,
+        metric=metric,
+        unit_vectors=cosine and codebook.unit_vectors,
+        stored_unit=cosine and codebook.stored_unit,
+        zero_fill=cosine or codebook.zero_fill,
+        warnings=notes,
+    )
+
+
+def _nothing(ckpt: Checkpoint) -> InputError:
+    """Why there is no codebook, or what could be one."""
+    name, said = printable(str(ckpt.path)), absent.reason(ckpt)
+    if said:
+        return InputError(f"{name} has no codebook: {said}.")
+    listed = [f"{printable(info.key)} {tuple(info.shape)}" for info in generic.candidates(sections(ckpt))]
+    if not listed:
+        return InputError(f"{name} has no codebook: none of its {len(ckpt.infos)} tensors is a table of vectors.")
+    return InputError(f"{name} has no codebook of a known family.", f"Name one with --codebook KEY, perhaps {'; '.join(listed)}.")

@@ -1,0 +1,74 @@
+"""What to say of a file without a codebook that can be pruned: the sentence that fits what is in it."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.names import Section, sections
+
+EMPTY = "it holds no tensors: FSQ keeps its levels in code, so there is no codebook to prune"
+GRID = (
+    "it holds a scalar quantiser: the code is a fixed grid (product of per-dim levels), not learned; "
+    "pruning a dim divides K by its level count and renumbers every token. Not supported"
+)
+SIGNS = (
+    "it holds a lookup-free quantiser: the code is a fixed grid of sign bits, not learned; "
+    "pruning a dim halves K and renumbers every token. Not supported"
+)
+HEAD = "indices come from a learned head; no vectors are looked up"
+TOKENS = "it holds token tables, not codebooks; the codebook is in the tokenizer or codec checkpoint"
+SCALAR_INDEX = "it holds a scalar quantiser, which quantises every dimension by itself: there are no code vectors"
+ENCODER = "it holds an encoder without its quantiser: no vectors are looked up; the codebook is in the pretraining checkpoint"
+
+TOKEN_TABLES = (
+    r"(?:.*\.)?(?:lm_heads?(?:\.\d+)?|embed_tokens(?:\.\d+)?|codebooks_head|embed_audio_tokens|word_embeddings|wte|tok_embeddings)\.weight",
+    r"(?:.*\.)?latent_image_embedding\.emb\.weight",
+    r"(?:.*\.)?(?:label_embs_concat|linear\.\d+\.weight|emb\.\d+\.weight|embeddings?\.word_embeddings\.weight)",
+)
+GRID_CONFIGS = ("quantization_levels", "fsq_levels", "levels")
+ENCODERS = r"(?:.*\.)?(?:feature_projection\.projection|masked_spec_embed|mask_emb)(?:\.weight)?"
+
+
+def reason(ckpt: Checkpoint) -> str | None:
+    """The sentence for a file known to hold no codebook; None for an unknown one."""
+    parts = sections(ckpt)
+    if not any(list(part) for part in parts):
+        return SCALAR_INDEX if ckpt.container == "faiss" else EMPTY
+    for part in parts:
+        said = _lookup_free(ckpt, part) or _grid(ckpt, part) or _tables(part)
+        if said:
+            return said
+    return None
+
+
+def _lookup_free(ckpt: Checkpoint, part: Section) -> str | None:
+    for match in part.matches(r"((?:.*\.)?)mask"):
+        info = part.infos[match.group()]
+        if info.dtype == torch.int64 and len(info.shape) == 1 and info.shape[0] < 64:
+            powers = 2 ** torch.arange(info.shape[0])
+            if torch.equal(ckpt.get(info.key).sort().values, powers):
+                return SIGNS
+    return None
+
+
+def _grid(ckpt: Checkpoint, part: Section) -> str | None:
+    configured = ckpt.config is not None and any(isinstance(ckpt.config.get(name), list) for name in GRID_CONFIGS)
+    known = ckpt.config is not None and "VidTok" in str(ckpt.config.get("_class_name", ""))
+    for match in part.matches(r"((?:.*\.)?)project_in(?:\.0)?\.weight"):
+        place = match[1].lower()
+        named = re.search(r"quant|fsq|lfq|vq|bottleneck|codec", place)
+        lone = all(re.fullmatch(r"(?:.*\.)?project_(?:in|out)\..*", name) for name in part)
+        if f"{match[1]}project_out.weight" in part and (named or lone or configured):
+            return GRID
+    return GRID if configured or known else None
+
+
+def _tables(part: Section) -> str | None:
+    if part.matches(r"(?:.*\.)?blocks\.output\.conv\.weight"):
+        return HEAD
+    if any(part.matches(pattern) for pattern in TOKEN_TABLES):
+        return TOKENS
+    return ENCODER if part.matches(ENCODERS) else None

@@ -1,0 +1,216 @@
+"""Tables that no family claims: bare arrays, well-known names, and any tensor the user names with `--codebook`.
+
+Legend: L levels, H heads, K codes, D dimensions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
+from toc_cli.io.families.base import Codebook, Metric, Parts, Site
+from toc_cli.io.families.names import Section, code_axis, natural, sections
+
+AROUND = "the layers around the codebook are not in this file, or not known"
+NO_METRIC = "the metric is not in the file: read as euclidean (--metric cosine or dot says otherwise)"
+NAMES = (
+    r"(?:.*\.)?(?:\w*quantizer?|vq\w*|\w*codebooks?)\.(?:embedding|embeddings|embed|codebook|weight|embedding\.weight|embed\.weight)",
+    r"(?:.*\.)?\w*quantizer?\.(?:.*\.)?(?:codebook|codebook\.weight|codebook\.embed|embedding\.weight|_codebook\.embed)",
+    r"(?:.*\.)?(?:codebooks?|code_book|codevectors|cluster_centers_|centroids)",
+)
+"""Names that hold a codebook in repositories of no fixed family."""
+LOOSE = re.compile(r"quant|codebook|code_book|vq|bottleneck|centroid|cluster|embed", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which letters each stored axis carries, as in `1KD`, `HKD`, `(HK)D`; sizes that the shape cannot tell: `(HK)D,H=2`."""
+
+    axes: tuple[str, ...]
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """UsageError where `text` is no layout."""
+        order, *sizes = (part.strip() for part in text.split(","))
+        axes = tuple(group.strip("()") for group in re.findall(r"\([A-Z]+\)|[A-Z1]", order))
+        letters = [letter for axis in axes for letter in axis if letter != "1"]
+        given = dict(re.fullmatch(r"([HL])=(\d+)", size).groups() if re.fullmatch(r"[HL]=\d+", size) else ("", "") for size in sizes)  # type: ignore[union-attr]
+        spelt = re.fullmatch(r"(?:\([A-Z]+\)|[A-Z1])+", order)
+        if not spelt or sorted(set(letters)) != sorted(letters) or not {"K", "D"} <= set(letters) <= set("LHKD") or "" in given:
+            hint = "Axes are named in order: KD, DK, HKD, KHD, LKD, 1KD, or (HK)D,H=2 where one axis holds heads times codes."
+            raise UsageError(f"--layout {text} is not a layout.", hint)
+        if any(axis not in ("L", "H", "K", "D", "1", "HK", "HD", "LK") for axis in axes):
+            raise UsageError(f"--layout {text}: only (HK), (HD) and (LK) can share an axis.", "Store the other axes apart.")
+        return cls(axes, {letter: int(size) for letter, size in given.items()})
+
+    def split(self, info: TensorInfo) -> dict[str, int]:
+        """Size of every letter for a stored shape; L and H default to 1."""
+        text = "".join(axis if len(axis) == 1 else f"({axis})" for axis in self.axes)
+        if len(self.axes) != len(info.shape):
+            raise UsageError(f"--layout {text} names {len(self.axes)} axes, {info.key} has shape {info.shape}.", "Name every axis; 1 for length one.")
+        found = {"L": 1, "H": 1, **self.sizes}
+        for axis, length in zip(self.axes, info.shape, strict=True):
+            if len(axis) == 2:
+                if axis[0] not in self.sizes or length % self.sizes[axis[0]]:
+                    raise UsageError(f"--layout {text} must say how many {axis[0]} the axis of length {length} holds.", f"Add ,{axis[0]}=2.")
+                found[axis[1]] = length // self.sizes[axis[0]]
+            elif axis != "1":
+                found[axis] = length
+            elif length != 1:
+                raise UsageError(f"--layout {text} expects length 1 where {info.key} has shape {info.shape}.", "Name the axis L or H.")
+        return found
+
+
+def find(ckpt: Checkpoint) -> list[Codebook]:
+    """Bare arrays, and tables under names that hold nothing but codebooks."""
+    if ckpt.container in ("npy", "npz", "h5"):
+        bare = _bare(ckpt)
+        if bare:
+            return bare
+    found = []
+    for part in sections(ckpt):
+        for name in part:
+            known = any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in NAMES)
+            if known and is_table(part.infos[name]):
+                found.append(table(ckpt, part.key(name)))
+    return found
+
+
+def is_table(info: TensorInfo) -> bool:
+    """Whether a tensor could hold code vectors: floating point, two or three axes, more than one row and dimension."""
+    return info.dtype.is_floating_point and len(info.shape) in (2, 3) and sum(n > 1 for n in info.shape) >= 2
+
+
+def _bare(ckpt: Checkpoint) -> list[Codebook]:
+    """The only array of a file, or arrays that differ in a number alone (levels of one residual)."""
+    tables = [info for info in ckpt.infos.values() if is_table(info)]
+    if len(tables) == 1 and len(ckpt.infos) == 1:
+        return [table(ckpt, tables[0].key)]
+    stems: dict[str, list[TensorInfo]] = {}
+    for info in tables:
+        stems.setdefault(re.sub(r"\d+$", "", info.name), []).append(info)
+    for stem, infos in stems.items():
+        same = len({info.shape[-1] for info in infos}) == 1 and all(len(info.shape) == 2 for info in infos)
+        if len(infos) > 1 and same and re.search(r"code|embed|level|vq|quant", stem, re.IGNORECASE):
+            return [_levels(sorted(infos, key=lambda info: natural(info.name)))]
+    return []
+
+
+def _levels(infos: list[TensorInfo]) -> Codebook:
+    note = f"{infos[0].name} … {infos[-1].name} are read as the levels of one residual (--codebook {infos[0].name} takes one)"
+    return Codebook(
+        family="bare array",
+        keys=tuple((info.key,) for info in infos),
+        num_codes=tuple(info.shape[0] for info in infos),
+        dim=infos[0].shape[1],
+        heads=1,
+        metric="euclidean",
+        dtype=infos[0].dtype,
+        parts=lambda ckpt: Parts(tuple(ckpt.get(info.key).unsqueeze(0) for info in infos)),
+        residual=True,
+        sites=tuple(Site(info.key, 1, "codes", level) for level, info in enumerate(infos)),
+        refusals={"sliced": AROUND, "consumer": AROUND},
+        warnings=(NO_METRIC, note),
+    )
+
+
+def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metric | None = None) -> Codebook:
+    """Any tensor as a codebook, by its layout, else by the per-code buffer beside it, else as (…, K, D).
+
+    Raises:
+        InputError: not a table of floating-point numbers with at least two axes.
+        UsageError: the layout does not fit the shape.
+    """
+    info = ckpt.infos[key]
+    if not info.dtype.is_floating_point or len(info.shape) < 2:
+        raise InputError(f"{key} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors.")
+    counted = None
+    for part in sections(ckpt):
+        names = [name for name in part if part.key(name) == key]
+        counted = code_axis(part, names[0]) if names else counted
+    where = Layout.parse(layout) if layout else _guess(info, counted)
+    sizes = where.split(info)
+    rows = sizes["K"]
+    if counted and "K" in where.axes and info.shape[where.axes.index("K")] == counted[1] + 1:
+        rows = counted[1]  # a padding row that is never chosen
+    warnings = () if metric else (NO_METRIC,)
+    if "K" in where.axes and "D" in where.axes and not layout and not counted and sizes["K"] < sizes["D"]:
+        note = f"{key} is read as {sizes['K']} codes of {sizes['D']} dimensions (--layout DK says the other way round)"
+        warnings = (*warnings, note)
+
+    def parts(ckpt: Checkpoint) -> Parts:
+        return Parts(tuple(level[:, :rows] for level in _spread(ckpt.get(key), where, sizes)))
+
+    return Codebook(
+        family="bare array" if ckpt.container in ("npy", "npz") else "unknown",
+        keys=((key,) * sizes["H"],) * sizes["L"],
+        num_codes=(rows,) * sizes["L"],
+        dim=sizes["D"],
+        heads=sizes["H"],
+        metric=metric or "euclidean",
+        dtype=info.dtype,
+        parts=parts,
+        residual=sizes["L"] > 1,
+        own_dims_per_head=sizes["H"] == 1 or any("H" in axis for axis in where.axes),
+        sites=tuple(_sites(key, where, sizes, rows)),
+        refusals={"sliced": AROUND, "consumer": AROUND},
+        zero_fill=metric == "cosine" or (sizes["L"] > 1 and not any("L" in axis for axis in where.axes)),
+        warnings=warnings,
+    )
+
+
+def _guess(info: TensorInfo, counted: tuple[int, int] | None) -> Layout:
+    """(K, D), (H, K, D) or (1, K, D) unless a per-code buffer names another code axis."""
+    axes = ["1" if n == 1 else "" for n in info.shape]
+    codes = counted[0] if counted else len(axes) - 2
+    axes[codes] = "K"
+    rest = [i for i, letter in enumerate(axes) if not letter]
+    if not rest or len(rest) > 3:
+        raise InputError(f"{info.key} has shape {info.shape}: which axis holds what is not clear.", "Name the axes with --layout, as in HKD.")
+    for i, letter in zip(reversed(rest), "DHL", strict=False):
+        axes[i] = letter
+    return Layout(tuple(axes), {})
+
+
+def _spread(tensor: torch.Tensor, layout: Layout, sizes: Mapping[str, int]) -> torch.Tensor:
+    """The stored tensor as (L, H, K, D)."""
+    letters = "".join(axis for axis in layout.axes if axis != "1")
+    tensor = tensor.reshape([sizes[letter] for letter in letters])
+    for letter in "HL":
+        if letter not in letters:
+            tensor, letters = tensor.unsqueeze(0).expand(sizes[letter], *tensor.shape), letter + letters
+    return tensor.permute([letters.index(letter) for letter in "LHKD"])
+
+
+def _sites(key: str, layout: Layout, sizes: Mapping[str, int], rows: int) -> list[Site]:
+    axis = next(i for i, letters in enumerate(layout.axes) if "D" in letters)
+    flat = layout.axes[axis] == "HD"
+    own_heads = not flat and any("H" in letters for letters in layout.axes)
+    own_levels = any("L" in letters for letters in layout.axes)
+    sites = []
+    for level in range(sizes["L"] if own_levels else 1):
+        for head in range(sizes["H"] if own_heads else 1):
+            window = []
+            for i, letters in enumerate(layout.axes):
+                step = sizes["K"] if "K" in letters else 1
+                number = level if letters[0] == "L" else head
+                if letters in ("H", "L", "HK", "LK"):
+                    window.append((i, number * step, (number + 1) * step))
+                elif letters == "K" and rows < sizes["K"]:
+                    window.append((i, 0, rows))
+            sites.append(Site(key, axis, "codes", level, head if own_heads else None, tuple(window)))
+    return sites
+
+
+def candidates(parts: list[Section], limit: int = 8) -> list[TensorInfo]:
+    """Tensors that could be codebooks by name and shape, then by shape alone, likeliest first."""
+    tables = [part.infos[name] for part in parts for name in part if is_table(part.infos[name])]
+    named = [info for info in tables if LOOSE.search(info.name)]
+    named.sort(key=lambda info: not re.search(r"quant|codebook|vq", info.name, re.IGNORECASE))
+    return (named or tables)[:limit]
