@@ -15,7 +15,7 @@ from toc_cli.io.families.base import Affine, Codebook, Parts
 PRODUCT = ("pq.centroids", "centroids")
 INNER_PRODUCT = "the index searches by inner product; its codes are chosen by distance, and so are these tokens"
 BEAM = "faiss encodes with a beam search; these tokens are the greedy ones, level by level"
-OF_RESIDUALS = "this product quantiser encodes what the coarse level leaves: give features with their coarse centroid subtracted"
+OF_RESIDUALS = "it encodes what the coarse level leaves: give features with their coarse centroid subtracted"
 
 
 def find(ckpt: Checkpoint) -> list[Codebook]:

@@ -1,4 +1,4 @@
-"""k-means centres as scikit-learn names them, exported to arrays (the pickles of the library itself are never opened)."""
+"""k-means centres as scikit-learn names them, exported to arrays (its own pickles are never opened)."""
 
 from __future__ import annotations
 
