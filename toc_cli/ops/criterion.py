@@ -168,29 +168,36 @@ def score(
         e = e if rotation is None else rotation.apply(e)
         state = moments(e)
     s, v = similarity_and_variance(state)
-    match criterion:
-        case "toc":
-            return Scores(toc_score(s, v, weights), s, v)
-        case "toc-live":
-            return Scores(toc_score(s, v, weights), s, v, last=dead_dimensions(v))
-        case "variance":
-            return Scores(v, s, v)
-        case "similarity":
-            return Scores(-s, s, v)
-        case "random":
-            return Scores(np.random.default_rng(seed).random(len(v)), s, v)
-        case "usage-toc" if usage is not None:
-            s, v = usage_similarity_and_variance(e, usage)
-            return Scores(toc_score(s, v, weights), s, v)
-        case "features" if features is not None:
-            s, v = similarity_and_variance(features)
-            return Scores(toc_score(s, v, weights), s, v)
-        case "xmodal" if pairs:
-            shared = sum(correlation(pair) for pair in pairs) / len(pairs)
-            return Scores(toc_score(s, v, weights) + shared, s, v)
-        case "pca" | "xcov" if rotation is not None:
-            return Scores(rotation.eigenvalues, s, v)
-    raise ValueError(f"criterion {criterion!r}: unknown, or what it needs ({CRITERIA.get(criterion)}) is missing")
+    need = CRITERIA.get(criterion)
+    if criterion == "random":
+        return Scores(np.random.default_rng(seed).random(len(v)), s, v)
+    if need == "codes":
+        return combine(criterion, s, v, weights)
+    if criterion == "usage-toc" and usage is not None:
+        return combine(criterion, *usage_similarity_and_variance(e, usage), weights)
+    if criterion == "features" and features is not None:
+        return combine(criterion, *similarity_and_variance(features), weights)
+    if criterion == "xmodal" and pairs:
+        return combine(criterion, s, v, weights, np.mean([correlation(pair) for pair in pairs], axis=0))
+    if criterion in ROTATIONS and rotation is not None:
+        return Scores(rotation.eigenvalues, s, v)
+    raise ValueError(f"criterion {criterion!r}: unknown, or what it needs ({need}) is missing")
+
+
+def combine(
+    criterion: str,
+    similarity: np.ndarray,
+    variance: np.ndarray,
+    weights: tuple[float, float] = TOC_WEIGHTS,
+    correlation: np.ndarray | float = 0.0,
+) -> Scores:
+    """The score from its terms, each (D,): V alone, -S alone, or the TOC score plus the modalities' correlation."""
+    if criterion == "variance":
+        return Scores(variance, similarity, variance)
+    if criterion == "similarity":
+        return Scores(-similarity, similarity, variance)
+    last = dead_dimensions(variance) if criterion == "toc-live" else None
+    return Scores(toc_score(similarity, variance, weights) + correlation, similarity, variance, last)
 
 
 def shared(scores: Sequence[Scores]) -> Scores:

@@ -1,0 +1,236 @@
+"""Block sums, intervals, usage and probes against plain formulas on all rows at once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.spatial.distance import jensenshannon
+from sklearn.linear_model import Ridge
+
+from toc_cli.errors import InputError
+from toc_cli.ops import bootstrap, metrics, probe, usage
+from toc_cli.ops.blocks import grid
+from toc_cli.ops.quantiser import quantiser
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def observe(quant, full, x, shift):
+    """Sums of both quantisers, and the spread, over the grid of x."""
+    layout = grid(len(x))
+    ours, theirs, spread = [], [], []
+    for index in range(layout.blocks):
+        rows = x[slice(*layout.bounds(index))]
+        before, after, target = full.lookup(rows), quant.lookup(rows), full.target(rows)
+        ours.append(metrics.block_sums(quant, after, before.tokens, target))
+        theirs.append(metrics.block_sums(full, before, before.tokens, target))
+        spread.append(metrics.block_spread(target, shift))
+    return metrics.stack(ours), metrics.stack(theirs), metrics.stack(spread)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 1000])
+def test_block_sums_give_the_metrics_of_all_rows(rows):
+    books = [draw(0, 2, 12, 5), draw(1, 2, 9, 5) / 2]
+    full = quantiser(books, residual=True)
+    kept = torch.tensor([[[0, 1, 4], [0, 2, 3]]])
+    quant = full.pruned(kept, full.mean_fill([np.ones((2, 12)), np.ones((2, 9))]))
+    x = draw(2, rows, 10) + 3
+    ours, theirs, spread = observe(quant, full, x, np.full(10, 3.0))
+    found = metrics.measure(ours, full=theirs, spread=spread)
+    before, after = full.tokens(x), quant.tokens(x)
+    error = ((x.double() - quant.vectors(after)) ** 2).sum(1).mean()
+    original = ((x.double() - full.vectors(before)) ** 2).sum(1).mean()
+    power = ((x.double() - x.double().mean(0)) ** 2).sum(1).mean()
+    assert found["token_agreement"][0] == pytest.approx(float((before == after).double().mean()))
+    assert found["distortion"][0] == pytest.approx(float(error))
+    assert found["excess_distortion"][0] == pytest.approx(float(error / original - 1))
+    if rows > 1:
+        assert found["snr_db"][0] == pytest.approx(10 * math.log10(power / error))
+    first = metrics.measure(ours, full=theirs, level=0)
+    assert first["token_agreement"][0] == pytest.approx(float((before == after)[:, 0].double().mean()))
+    partial = next(iter(quant.partial_vectors(after)))
+    assert first["distortion"][0] == pytest.approx(float(((x.double() - partial) ** 2).sum(1).mean()))
+
+
+def test_the_unpruned_quantiser_agrees_with_itself():
+    full = quantiser([draw(0, 1, 8, 3)])
+    ours, theirs, _ = observe(full, full, draw(1, 50, 3), np.zeros(3))
+    found = metrics.measure(ours, full=theirs)
+    assert found["token_agreement"] == 1
+    assert found["excess_distortion"] == 0
+
+
+def test_logits_have_no_distortion_and_a_perfect_one_no_excess():
+    tokens = torch.zeros(4, 1, 1, dtype=torch.int64)
+    full = quantiser([draw(0, 1, 8, 3)])
+    found = full.lookup(full.levels[0].rows[0])
+    sums = metrics.block_sums(full, found, found.tokens, None)
+    assert np.isnan(metrics.measure(sums, full=sums)["distortion"])
+    exact = metrics.block_sums(full, found, found.tokens, full.levels[0].rows[0])
+    assert np.isnan(metrics.measure(exact, full=exact)["excess_distortion"])
+    assert metrics.squared_error(full.vectors(tokens), full.vectors(tokens)) == 0
+
+
+def test_a_resampled_statistic_is_the_statistic_of_the_resampled_rows():
+    full = quantiser([draw(0, 1, 8, 3)])
+    quant = full.pruned(torch.tensor([[[0, 2]]]))
+    x = draw(1, 90, 3)
+    ours, theirs, spread = observe(quant, full, x, np.zeros(3))
+    layout = grid(90)
+    weights = bootstrap.resample(layout.blocks, seed=3, resamples=5)
+    many = metrics.measure(ours, full=theirs, spread=spread, weights=weights)
+    for r, times in enumerate(weights):
+        pieces = [x[slice(*layout.bounds(b))] for b, n in enumerate(times) for _ in range(int(n))]
+        again, others, wide = (
+            metrics.stack(parts) for parts in zip(*(observe_block(quant, full, piece) for piece in pieces), strict=True)
+        )
+        for name, value in metrics.measure(again, full=others, spread=wide).items():
+            assert many[name][r] == pytest.approx(value[0]), name
+
+
+def observe_block(quant, full, rows):
+    before, after, target = full.lookup(rows), quant.lookup(rows), full.target(rows)
+    return (
+        metrics.block_sums(quant, after, before.tokens, target),
+        metrics.block_sums(full, before, before.tokens, target),
+        metrics.block_spread(target, np.zeros(3)),
+    )
+
+
+# Bootstrap
+
+
+def test_the_interval_of_a_mean_covers_it_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(150):
+        x = rng.standard_normal(100)
+        values = bootstrap.totals(x, bootstrap.resample(100, seed=trial)) / 100
+        low, high = bootstrap.interval(values)
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 150 <= 0.99
+
+
+def test_resamples_are_seeded_and_complete():
+    a, b = bootstrap.resample(7, seed=1), bootstrap.resample(7, seed=1)
+    assert (a == b).all()
+    assert (a.sum(axis=1) == 7).all()
+    assert (a != bootstrap.resample(7, seed=2)).any()
+
+
+def test_an_undefined_interval_is_none_and_a_centred_one_holds_its_centre():
+    assert bootstrap.interval(np.array([1.0, np.nan])) is None
+    low, high = bootstrap.interval(np.arange(100.0), centre=10.0)
+    assert (low + high) / 2 == pytest.approx(10)
+
+
+# Usage
+
+
+@given(hnp.arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(2, 9)), elements=st.integers(0, 6)))
+def test_usage_is_what_counting_says(counts):
+    counts[:, 0] += 1
+    found = usage.usage([counts])
+    assert found["used_codes"] + found["dead_codes"] == counts.size
+    assert found["used_codes"] == sum(n > 0 for row in counts for n in row)
+    nats = [-math.fsum(n / row.sum() * math.log(n / row.sum()) for n in row if n) for row in counts]
+    assert found["perplexity"] == pytest.approx(math.exp(math.fsum(nats) / len(nats)))
+    assert found["entropy"] == pytest.approx(math.fsum(nats) / len(nats) / math.log(counts.shape[1]))
+    assert 0 <= found["entropy"] <= 1 + 1e-12
+
+
+def test_tokens_are_counted_per_level_and_head():
+    tokens = torch.tensor([[[0, 1], [2, 2]], [[0, 0], [2, 3]]])
+    first, second = usage.count_tokens(tokens, [2, 4])
+    assert first.tolist() == [[2, 0], [1, 1]]
+    assert second.tolist() == [[0, 0, 2, 0], [0, 0, 1, 1]]
+
+
+def test_one_code_has_no_entropy():
+    assert usage.usage([np.array([[5]])]) == {
+        "used_codes": 1,
+        "dead_codes": 0,
+        "perplexity": 1.0,
+        "entropy": 0.0,
+        "used_if_uniform": 1.0,
+    }
+
+
+@settings(max_examples=30)
+@given(hnp.arrays(np.int64, st.integers(1, 6), elements=st.integers(0, 5)), st.data())
+def test_rarefaction_is_the_hypergeometric_expectation(counts, data):
+    total = int(counts.sum())
+    rows = data.draw(st.integers(0, total))
+    expected = sum(1 - math.comb(total - int(n), rows) / math.comb(total, rows) for n in counts if n)
+    assert usage.rarefied(counts, rows) == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError, match="cannot draw"):
+        usage.rarefied(counts, total + 1)
+
+
+def test_used_if_uniform_is_what_uniform_draws_use():
+    rng = np.random.default_rng(0)
+    seen = [len(np.unique(rng.integers(0, 50, size=80))) for _ in range(2000)]
+    assert usage.used_if_uniform(50, 80) == pytest.approx(np.mean(seen), rel=0.01)
+    assert usage.is_rarefied(499, [50])
+    assert not usage.is_rarefied(500, [50, 20])
+
+
+def test_resampled_usage_counts_each_resample():
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.integers(0, 6, size=(64, 2, 1)))
+    block = np.arange(64) // 16
+    weights = bootstrap.resample(4, seed=0, resamples=9)
+    found = usage.resampled_usage(tokens, block, [6, 6], weights)
+    for r, times in enumerate(weights):
+        rows = np.repeat(np.arange(64), times[block].astype(int))
+        expected = usage.usage(usage.count_tokens(tokens[rows], [6, 6]))
+        assert found["perplexity"][r] == pytest.approx(expected["perplexity"])
+        assert found["entropy"][r] == pytest.approx(expected["entropy"])
+
+
+def test_js_and_matches():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(1, 9, size=(2, 2, 7))
+    expected = np.mean([jensenshannon(p, q, base=2) ** 2 for p, q in zip(a, b, strict=True)])
+    assert usage.js_bits([a], [b]) == pytest.approx(expected)
+    assert usage.js_bits([a], [a]) == pytest.approx(0, abs=1e-12)
+    assert usage.js_bits([np.array([[4, 0]])], [np.array([[0, 1]])]) == pytest.approx(1)
+    tokens = torch.tensor([[[0], [1]], [[2], [2]]])
+    assert usage.matches(tokens, torch.tensor([[[0], [0]], [[2], [2]]])) == 1.5
+
+
+# Probe
+
+
+def test_the_probe_is_ridge_regression():
+    x = draw(0, 200, 6).double() * torch.tensor([1, 10, 0.1, 1, 1, 0]) + 100
+    labels = (x[:, 0] + draw(1, 200).double() > 100).long().numpy() + 2 * (draw(2, 200) > 0.8).long().numpy()
+    blocks = [(x[:70], labels[:70]), (x[70:], labels[70:])]
+    found = probe.fit(blocks)
+    flat = x.numpy()[:, :5]
+    scaled = (flat - flat.mean(0)) / flat.std(0)
+    targets = 2.0 * (labels[:, None] == np.unique(labels)) - 1
+    expected = Ridge(alpha=probe.RIDGE * 200).fit(scaled, targets).predict(scaled)
+    ours = x.numpy() @ found.weight + found.bias
+    np.testing.assert_allclose(ours, expected, atol=1e-8)
+    assert (found.predict(x) == np.unique(labels)[expected.argmax(1)]).all()
+
+
+def test_the_probe_learns_what_is_there_and_reports_it_per_class():
+    codes = draw(0, 12, 4)
+    tokens = torch.randint(0, 12, (500,), generator=torch.Generator().manual_seed(1))
+    labels = (codes[:, 0] > 0).long().numpy()[tokens] * 7 - 3
+    found = probe.fit([(codes[tokens], labels)])
+    correct = found.predict(codes[tokens]) == labels
+    assert correct.mean() > 0.9
+    assert set(probe.accuracy(correct, labels)) == {-3, 4}
+    with pytest.raises(InputError, match="1 class"):
+        probe.fit([(codes, np.zeros(12, dtype=np.int64))])

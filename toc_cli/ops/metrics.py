@@ -1,0 +1,113 @@
+"""What pruning changes, measured on features: block sums first, statistics of their totals second.
+
+Legend: N rows, B blocks, R resamples, L levels, H heads, V width of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from toc_cli.ops.bootstrap import totals
+from toc_cli.ops.linear import float64
+from toc_cli.ops.quantiser import Lookup, Quantiser
+
+Stackable = TypeVar("Stackable", "Sums", "Spread")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Block sums of the features themselves, about a fixed shift."""
+
+    first: np.ndarray  # (B, V) sum of (x - shift)
+    second: np.ndarray  # (B,) sum of |x - shift|^2
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Block sums of one quantiser against the unpruned one."""
+
+    rows: np.ndarray  # (B,) int64
+    agree: np.ndarray  # (B, L) int64: tokens equal to the unpruned ones, over rows and heads, divided by H
+    near: np.ndarray  # (B, L) near ties, over rows and heads, divided by H
+    error: np.ndarray  # (B, L) sum of |x - vector|^2, the vector through level l; NaN where undefined (logits)
+
+
+def stack(parts: Sequence[Stackable]) -> Stackable:
+    """Blocks one after the other, in order."""
+    first = parts[0]
+    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(first)}
+    return type(first)(**columns)
+
+
+def block_spread(target: torch.Tensor, shift: np.ndarray) -> Spread:
+    """Sums of one block of targets (N, V) about `shift` (V,), which should lie near their mean."""
+    off = float64(target) - shift
+    return Spread(off.sum(axis=0)[None], np.array([np.einsum("nv,nv->", off, off)]))
+
+
+def block_sums(quantiser: Quantiser, found: Lookup, full_tokens: torch.Tensor, target: torch.Tensor | None) -> Sums:
+    """Sums of one block.
+
+    Args:
+        found: what `quantiser` chose for the rows.
+        full_tokens: (N, L, H), the unpruned quantiser's choice.
+        target: (N, V), what the vectors approximate; None where nothing is (logits).
+    """
+    heads = found.tokens.shape[2]
+    agree = (found.tokens == full_tokens).sum((0, 2)).double() / heads
+    near = found.near_tie.sum((0, 2)).double() / heads
+    if target is None:
+        error = np.full(found.tokens.shape[1], np.nan)
+    else:
+        error = np.array([squared_error(target, part) for part in quantiser.partial_vectors(found.tokens)])
+    return Sums(np.array([len(full_tokens)]), agree.numpy()[None], near.numpy()[None], error[None])
+
+
+def squared_error(target: torch.Tensor, vectors: torch.Tensor) -> float:
+    """Sum over rows of |target - vector|^2, both (N, V)."""
+    off = float64(target) - float64(vectors)
+    return float(np.einsum("nv,nv->", off, off))
+
+
+def measure(
+    sums: Sums,
+    *,
+    full: Sums | None = None,
+    spread: Spread | None = None,
+    weights: np.ndarray | None = None,
+    level: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Statistics (R,) of the totals: the sample itself (R = 1), or one per row of the bootstrap `weights` (R, B).
+
+    `distortion` is the mean |x - vector|^2 per row and `near_tie_rate` a share of lookups; with `full`, the unpruned
+    quantiser's sums, `token_agreement` and `excess_distortion` join; with `spread`, `snr_db`, which is
+    10 log10(mean |x - mean x|^2 / distortion). `level` looks at one level (agreement, near ties) or through it
+    (distortion). NaN where undefined: logits, or a division by a distortion of 0.
+    """
+    at = slice(None) if level is None else slice(level, level + 1)
+    through = -1 if level is None else level
+    rows = totals(sums.rows, weights)
+    error = totals(sums.error, weights)[:, through]
+    result = {
+        "near_tie_rate": totals(sums.near, weights)[:, at].mean(axis=1) / rows,
+        "distortion": error / rows,
+    }
+    if full is not None:
+        result["token_agreement"] = totals(sums.agree, weights)[:, at].mean(axis=1) / rows
+        result["excess_distortion"] = _ratio(error, totals(full.error, weights)[:, through]) - 1
+    if spread is not None:
+        mean = totals(spread.first, weights) / rows[:, None]
+        power = totals(spread.second, weights) / rows - np.einsum("rv,rv->r", mean, mean)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result["snr_db"] = 10 * np.log10(_ratio(power, result["distortion"]))
+    return result
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN where b is 0."""
+    return np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)

@@ -1,0 +1,168 @@
+"""Would another sample have kept the same dimensions? Scores on bootstrap resamples, and the overlap of their choices.
+
+Legend: K codes, D dimensions, D' kept, R resamples, U units (segments of feature rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+
+from toc_cli.ops.blocks import total
+from toc_cli.ops.bootstrap import resample
+from toc_cli.ops.criterion import TOC_WEIGHTS, Scores, combine, similarity_and_variance
+from toc_cli.ops.linear import Array, float64, matmul, unit_rows
+from toc_cli.ops.moments import (
+    CrossMoments,
+    Moments,
+    PairMoments,
+    correlation,
+    merge,
+    merge_cross,
+    merge_pairs,
+    moments,
+)
+from toc_cli.ops.rotation import Rotation, pca, xcov
+from toc_cli.ops.selection import select
+
+State = TypeVar("State", Moments, PairMoments, CrossMoments)
+
+CODE_CRITERIA = ("toc", "toc-live", "variance", "similarity", "usage-toc")
+RESAMPLES = 100
+ROTATION_RESAMPLES = 20
+STABLE = 0.8
+"""Below this mean overlap the choice is a matter of the sample: worth a warning."""
+
+TILE_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Overlap of the kept set with those of the resamples: Jaccard, or the shared part of two rotations' subspaces."""
+
+    mean: float
+    least: float
+    resamples: int
+
+
+def stability(kept: torch.Tensor, draws: Sequence[Scores], ratio: tuple[int, int] | None = None) -> Stability:
+    """Overlap of `kept` (D',) with what each resample's scores would keep."""
+    chosen = [select(draw.score, len(kept), ratio, draw.last).kept for draw in draws]
+    return _summary([jaccard(kept, other) for other in chosen])
+
+
+def subspace_stability(leading: np.ndarray, draws: Sequence[Rotation]) -> Stability:
+    """|R^T R'|^2 / D' of the kept components R (D, D') and each resample's: 1 for the same subspace, 0 for orthogonal."""
+    count = leading.shape[1]
+    shared = [matmul(leading.T, draw.leading(count)) for draw in draws]
+    return _summary([float(np.sum(part * part)) / count for part in shared])
+
+
+def jaccard(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Overlap |A and B| / |A or B| of kept sets (..., D'), averaged over the leading axes."""
+    pairs = zip(a.reshape(-1, a.shape[-1]).tolist(), b.reshape(-1, b.shape[-1]).tolist(), strict=True)
+    return float(np.mean([len({*p} & {*q}) / len({*p} | {*q}) for p, q in pairs]))
+
+
+def _summary(overlaps: Sequence[float]) -> Stability:
+    return Stability(float(np.mean(overlaps)), float(np.min(overlaps)), len(overlaps))
+
+
+def code_draws(
+    criterion: str,
+    codes: Array,
+    *,
+    weights: tuple[float, float] = TOC_WEIGHTS,
+    normalize: Literal["none", "l2"] = "none",
+    usage: Array | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Scores]:
+    """Scores on resamples of the codes (K, D), drawn with replacement, for criteria that read codes and usage (K,).
+
+    All resamples at once: how often each code is drawn times first and second moments about the mean. Resamples whose
+    features choose fewer than two codes are left out.
+    """
+    if criterion not in CODE_CRITERIA:
+        raise ValueError(f"criterion {criterion!r} has no scores on resampled codes")
+    times = resample(len(codes), seed, resamples)  # (R, K)
+    u = float64(usage) if criterion == "usage-toc" and usage is not None else np.ones(len(codes))
+    mean = moments(unit_rows(codes) if normalize == "l2" else codes).mean
+    mass = (times * u).sum(axis=1)
+    valid = (mass > 0) & ((times * u * u).sum(axis=1) < mass**2)  # two chosen codes or more
+    times, mass = times[valid], mass[valid, None]
+    sums = np.zeros((4, len(times), len(mean)))
+    for start in range(0, len(codes), TILE_ROWS):
+        tile = slice(start, start + TILE_ROWS)
+        off = (unit_rows(codes[tile]) if normalize == "l2" else float64(codes[tile])) - mean
+        both = np.concatenate([off, off * off], axis=1)
+        for order, p in enumerate((times[:, tile] * u[tile] / mass, times[:, tile] * (u[tile] / mass) ** 2)):
+            sums[2 * order : 2 * order + 2] += matmul(p, both).reshape(len(p), 2, -1).transpose(1, 0, 2)
+    first, second, first2, second2 = sums  # sum p o, sum p o^2, sum p^2 o, sum p^2 o^2 with o = e - mean
+    square = (times * u * u).sum(axis=1)[:, None] / mass**2  # sum p^2
+    variance = (second - first**2) / (1 - square)
+    own = second2 + mean * (2 * first2 + mean * square)  # sum p^2 e^2
+    similarity = ((mean + first) ** 2 - own) / (1 - square)
+    return [combine(criterion, s, v, weights) for s, v in zip(similarity, variance, strict=True)]
+
+
+def feature_draws(
+    units: Sequence[Moments], weights: tuple[float, float] = TOC_WEIGHTS, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Scores]:
+    """Scores of `features` on resamples of the units (segments of rows)."""
+    states = _resampled(units, _repeat, merge, resamples, seed)
+    return [combine("features", *similarity_and_variance(state), weights) for state in states]
+
+
+def pair_draws(
+    toc: Scores, units: Sequence[Sequence[PairMoments]], resamples: int = RESAMPLES, seed: int = 0
+) -> list[Scores]:
+    """Scores of `xmodal` on resamples of the units of each pair of modalities; the codes' own `toc` scores stay."""
+    pairs = [_resampled(own, _repeat_pair, merge_pairs, resamples, seed + n) for n, own in enumerate(units)]
+    shared = [np.mean([correlation(state) for state in states], axis=0) for states in zip(*pairs, strict=True)]
+    return [replace(toc, score=toc.score + extra) for extra in shared]
+
+
+def pca_draws(
+    codes: Sequence[Array], usage: Sequence[Array], resamples: int = ROTATION_RESAMPLES, seed: int = 0
+) -> list[Rotation]:
+    """`pca` on resamples of the codes (K_l, D) of each level, usage (K_l,)."""
+    times = [resample(len(book), seed + level, resamples) for level, book in enumerate(codes)]
+    drawn = ([times[level][r] * float64(u) for level, u in enumerate(usage)] for r in range(resamples))
+    return [pca(codes, counts) for counts in drawn if all(count.any() for count in counts)]
+
+
+def xcov_draws(
+    units: Sequence[Sequence[CrossMoments]], resamples: int = ROTATION_RESAMPLES, seed: int = 0
+) -> list[Rotation]:
+    """`xcov` on resamples of the units of each pair of modalities."""
+    pairs = [_resampled(own, _repeat_cross, merge_cross, resamples, seed + n) for n, own in enumerate(units)]
+    return [xcov(states) for states in zip(*pairs, strict=True)]
+
+
+def _resampled(
+    units: Sequence[State],
+    repeat: Callable[[State, int], State],
+    merge: Callable[[State, State], State],
+    resamples: int,
+    seed: int,
+) -> list[State]:
+    """The merged state of each resample of the units."""
+    draws = resample(len(units), seed, resamples).astype(int)
+    return [total([repeat(unit, n) for unit, n in zip(units, times, strict=True) if n], merge) for times in draws]
+
+
+def _repeat(unit: Moments, times: int) -> Moments:
+    return Moments(unit.count * times, unit.mean, unit.m2 * times)
+
+
+def _repeat_pair(unit: PairMoments, times: int) -> PairMoments:
+    return PairMoments(_repeat(unit.a, times), _repeat(unit.b, times), unit.co * times)
+
+
+def _repeat_cross(unit: CrossMoments, times: int) -> CrossMoments:
+    return replace(unit, count=unit.count * times, co=unit.co * times)
