@@ -120,10 +120,9 @@ class ModelConfig:
     feedforward: int = 0
     """Inner width of the transformer's MLP; 0 takes 4 * width."""
     dropout: float = 0.1
-    specific_width: int = 0
-    """Width of the specific features of a vector modality; 0 takes `width`."""
-    specific_map_width: int = 0
-    """Channels of the specific map of a spatial modality; 0 takes 4 * its width."""
+    specific_widths: dict[str, int] = field(default_factory=dict)
+    """Per modality the width of its specific features, or channels of its specific map.
+    Left out: `width`, and for maps 4 times the data's width."""
     cpc_hidden: int = 0
     """Width of the LSTMs of CPC; 0 takes `width`."""
     cpc_steps: int = 1
@@ -169,6 +168,8 @@ class ModelConfig:
         names = self.fine + self.coarse
         if not self.fine or len(set(names)) != len(names):
             raise UsageError(f"fine={self.fine} and coarse={self.coarse} must name different modalities, one fine.")
+        if {"fine", "clip"} & set(names):
+            raise UsageError("The names 'fine' and 'clip' stand for levels of the model.", "Rename the modality.")
         if self.width < 1 or self.width % self.heads:
             raise UsageError(f"width={self.width} must be a multiple of heads={self.heads}.", "Set model.heads.")
         if not 0 <= self.dropout < 1:
@@ -183,6 +184,14 @@ class ModelConfig:
     @property
     def modalities(self) -> tuple[str, ...]:
         return self.fine + self.coarse
+
+    def specific_width(self, spec: ModalitySpec) -> int:
+        """Width of the specific features, or channels of the specific map, of a modality."""
+        return self.specific_widths.get(spec.name) or (4 * spec.width if spec.spatial else self.width)
+
+    def pooled_width(self, spec: ModalitySpec) -> int:
+        """Width of the specific vector that the mutual-information nets see."""
+        return spec.width if spec.spatial else self.specific_width(spec)
 
 
 def corrected(alignment: Alignment = "fine-coarse") -> ModelConfig:
@@ -228,6 +237,9 @@ def published(alignment: Alignment = "fine-coarse") -> ModelConfig:
     )
 
 
+_PARTS = ("codebook", "weights", "specific_widths")
+
+
 def profile_config(profile: Profile, alignment: Alignment = "fine-coarse") -> ModelConfig:
     """The named profile of an alignment."""
     if profile == "published":
@@ -256,18 +268,20 @@ def from_dict(values: dict[str, Any]) -> ModelConfig:
 
 
 def with_options(config: ModelConfig, options: dict[str, Any]) -> ModelConfig:
-    """`config` with dotted fields replaced: `{"width": 64, "codebook.size": 128}`."""
+    """`config` with dotted fields replaced: `{"width": 64, "codebook.size": 128, "specific_widths.audio": 32}`."""
     changes: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {"codebook": {}, "weights": {}}
     for name, value in options.items():
         part, _, inner = name.rpartition(".")
-        owner = getattr(config, part, None) if part in parts else config if not part else None
-        if owner is None or inner not in get_type_hints(type(owner)) or inner in parts:
-            raise UsageError(f"The model has no setting {name!r}.", "See the fields of toc_cli.fcid.config.ModelConfig.")
-        target = parts[part] if part else changes
-        target[inner] = _fitting(name, value, getattr(owner, inner))
-    for part, fields in parts.items():
-        changes[part] = dataclasses.replace(getattr(config, part), **fields)
+        if part == "specific_widths":
+            widths = changes.setdefault(part, dict(config.specific_widths))
+            widths[inner] = _fitting(name, value, 0)
+        elif part in ("codebook", "weights") and inner in get_type_hints(type(getattr(config, part))):
+            owner = changes.get(part, getattr(config, part))
+            changes[part] = dataclasses.replace(owner, **{inner: _fitting(name, value, getattr(owner, inner))})
+        elif not part and inner in get_type_hints(ModelConfig) and inner not in _PARTS:
+            changes[inner] = _fitting(name, value, getattr(config, inner))
+        else:
+            raise UsageError(f"The model has no setting {name!r}.", "See toc_cli.fcid.config.ModelConfig.")
     return dataclasses.replace(config, **changes)
 
 

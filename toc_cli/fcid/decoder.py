@@ -34,10 +34,10 @@ class FineDecoder(nn.Module):
         super().__init__()
         self.spatial = spec.spatial
         if isinstance(encoder.specific, MapSpecificEncoder):
-            width_map = config.specific_map_width or 4 * spec.width
+            width_map = config.specific_width(spec)
             self.decode: MapDecoder | VectorDecoder = MapDecoder(config.width, encoder.specific, width_map, spec.width)
         else:
-            own = config.specific_width or config.width
+            own = config.specific_width(spec)
             self.decode = VectorDecoder(config.width, own, spec.width, own)
 
     def forward(self, shared: Tensor, specific: Tensor) -> Tensor:

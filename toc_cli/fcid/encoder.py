@@ -48,10 +48,10 @@ class ModalityEncoder(nn.Module):
         self.temporal = TemporalBlock(width_in, config.width, config.heads, inner, config.layers)
         self.specific: MapSpecificEncoder | VectorSpecificEncoder | None = None
         if own and spec.spatial:
-            width_map = config.specific_map_width or 4 * spec.width
+            width_map = config.specific_width(spec)
             self.specific = MapSpecificEncoder((spec.spatial[0], spec.spatial[1]), spec.width, width_map)
         elif own:
-            self.specific = VectorSpecificEncoder(width_in, config.specific_width or config.width)
+            self.specific = VectorSpecificEncoder(width_in, config.specific_width(spec))
 
     def maps(self, x: Tensor) -> Tensor:
         """(B, T, H, W, C) -> (H * W, B * T, C); vectors stay as they are."""

@@ -62,7 +62,7 @@ class FCID(Aligner[FCIDFeatures]):
         else:
             self.cpc = None
         self.decoder = FCIDDecoder(config, self.specs, self.encoder.modality)
-        own = {name: self._pooled_width(name) for name in config.fine}
+        own = {name: config.pooled_width(self.specs[name]) for name in config.fine}
         clip = {name: config.width for name in (*config.coarse, "clip")}
         self.mi = mi_nets(config, own | clip if weights.club else {})
         size = config.codebook.size
@@ -70,9 +70,6 @@ class FCID(Aligner[FCIDFeatures]):
         if config.fine_codebook:
             levels["fine"] = Codebook(config.codebook, config.codebook.fine_size or size, config.width)
         self.codebook = nn.ModuleDict(levels)
-
-    def _pooled_width(self, name: str) -> int:
-        return self.specs[name].width if self.specs[name].spatial else self.config.specific_width or self.config.width
 
     def forward(self, batch: Batch, draws: Draws, comm: Comm) -> FCIDFeatures:
         config, fine = self.config, self.config.fine

@@ -67,7 +67,7 @@ class Uniform(Aligner[UniformFeatures]):
             self.cpc = None
         rebuilt = self.specs_in if weights.fine_reconstruction else {}
         self.decoder = nn.ModuleDict({n: FineDecoder(config, s, self.encoder[n]) for n, s in rebuilt.items()})  # type: ignore[arg-type]
-        pooled = {n: s.width if s.spatial else config.specific_width or width for n, s in self.specs_in.items()}
+        pooled = {name: config.pooled_width(spec) for name, spec in self.specs_in.items()}
         self.mi = mi_nets(config, pooled if weights.club else {})
         self.codebook = nn.ModuleDict({"fine": Codebook(config.codebook, config.codebook.size, width)})
 
@@ -109,13 +109,9 @@ class Uniform(Aligner[UniformFeatures]):
         return StepLosses(weighted(terms, weights), terms, self.codebook_stats("fine", features.quantised, comm))
 
     def pairs(self, features: UniformFeatures, batch: Batch) -> dict[str, Pair]:
-        """Quantised against specific features, per modality; fine spatial modalities first, then text."""
-        vectors, order = features.quantised.vectors, sorted(self.mi, key=lambda n: not self.specs[n].spatial)
-        order = [n for n in order if self.specs[n].spatial] + [n for n in self.config.coarse if n in self.mi]
-        order += [n for n in self.mi if n not in order]
-        return {
-            n: Pair(vectors[n], features.specific[n].pooled, batch.seconds(n), batch.clips(n)) for n in order
-        }
+        """Quantised against specific features, per modality."""
+        vectors, own = features.quantised.vectors, features.specific
+        return {n: Pair(vectors[n], own[n].pooled, batch.seconds(n), batch.clips(n)) for n in self.mi}
 
     def _cpc(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> Tensor:
         assert self.cpc is not None
