@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -271,6 +272,18 @@ def test_ratio():
     for text in ("0:0", "3", "a:b", "-1:2", "1:2:3", ""):
         with pytest.raises(UsageError, match="--ratio"):
             selection.parse_ratio(text)
+
+
+@given(st.integers(1, 300), st.integers(0, 300))
+def test_the_smallest_count_is_found_in_few_looks(dim, least):
+    seen = []
+
+    def meets(count):
+        seen.append(count)
+        return count >= least
+
+    assert selection.smallest_count(dim, meets) == (max(1, least) if least <= dim else None)
+    assert len(seen) <= 2 + math.log2(dim)
 
 
 @settings(max_examples=20)

@@ -56,7 +56,7 @@ def stability(kept: torch.Tensor, draws: Sequence[Scores], ratio: tuple[int, int
 
 
 def subspace_stability(leading: np.ndarray, draws: Sequence[Rotation]) -> Stability:
-    """|R^T R'|^2 / D' of the kept components R (D, D') and each resample's: 1 for the same subspace, 0 for orthogonal."""
+    """|R^T R'|^2 / D' of the kept components R (D, D') and each resample's: 1 for one subspace, 0 for orthogonal."""
     count = leading.shape[1]
     shared = [matmul(leading.T, draw.leading(count)) for draw in draws]
     return _summary([float(np.sum(part * part)) / count for part in shared])
