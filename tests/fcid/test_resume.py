@@ -145,7 +145,7 @@ def test_other_data_is_noticed(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_run_is_not_overwritten(data: Path, whole: Path) -> None:
-    with pytest.raises(UsageError, match="already holds a run. Continue it with --resume"):
+    with pytest.raises(UsageError, match=r"already holds a run. Continue it with --resume"):
         tiny_trainer(data, whole).fit()
 
 
@@ -158,5 +158,5 @@ def test_a_damaged_state_is_a_sentence(data: Path, whole: Path, tmp_path: Path) 
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     (run / "resume.ckpt").write_bytes((run / "resume.ckpt").read_bytes()[:1000])
-    with pytest.raises(InputError, match="resume.ckpt' can't be read"):
+    with pytest.raises(InputError, match=r"resume.ckpt' can't be read"):
         tiny_trainer(data, run).fit(resume=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomllib
 import torch
 from fcid.tiny import tiny_config, tiny_data, tiny_trainer
 from safetensors import safe_open
@@ -124,7 +124,7 @@ def test_nan_features_are_named(data: Path, tmp_path: Path) -> None:
     bad = tiny_data(tmp_path / "bad.h5")
     with h5py.File(bad, "a") as file:
         file["train/audio"][17, 2] = np.nan
-    with pytest.raises(InputError, match="train/audio of bad.h5 holds NaN or infinity in row 17"):
+    with pytest.raises(InputError, match=r"train/audio of bad.h5 holds NaN or infinity in row 17"):
         tiny_trainer(bad, tmp_path / "run").fit()
 
 
@@ -187,7 +187,7 @@ def test_a_missing_modality_is_named(tmp_path: Path) -> None:
     path = tiny_data(tmp_path / "d.h5")
     with h5py.File(path, "a") as file:
         del file["train/text"]
-    with pytest.raises(InputError, match="Split 'train' of d.h5 has no modality 'text'; it has audio, video"):
+    with pytest.raises(InputError, match=r"Split 'train' of d.h5 has no modality 'text'; it has audio, video"):
         tiny_trainer(path, tmp_path / "run")
 
 

@@ -16,22 +16,22 @@ from toc_cli.fcid.trainer import Trainer, Watcher
 CLIPS = 30
 
 
-def tiny_data(path: Path, *, clips: int = CLIPS, ragged: bool = False) -> Path:
-    """Clips of video (4, 2, 2, 6), audio (4, 5) and text (3, 4) that share a cause; `ragged` ones have lengths and
+def tiny_data(path: Path, *, clips: int = CLIPS, ragged: bool = False, words: int = 3) -> Path:
+    """Clips of video (4, 2, 2, 6), audio (4, 5) and text (words, 4) that share a cause; `ragged` ones have lengths and
     gaps."""
     rng = np.random.default_rng(7)
     with h5py.File(path, "w") as file:
         for split, count in (("train", clips), ("val", 10)):
             cause = rng.integers(0, 3, count)
             group = file.create_group(split)
-            for name, shape in (("video", (4, 2, 2, 6)), ("audio", (4, 5)), ("text", (3, 4))):
+            for name, shape in (("video", (4, 2, 2, 6)), ("audio", (4, 5)), ("text", (words, 4))):
                 means = np.random.default_rng(len(name)).normal(size=(3, *shape))
                 values = means[cause] + 0.5 * rng.normal(size=(count, *shape))
                 group.create_dataset(name, data=values.astype(np.float32), chunks=(4, *shape))
             group["caption"] = cause
             if ragged:
                 group["audio_length"] = rng.integers(1, 5, count)
-                group["text_length"] = rng.integers(1, 4, count)
+                group["text_length"] = rng.integers(1, words + 1, count)
                 group["text_present"] = rng.random(count) > 0.2
     return path
 
