@@ -76,7 +76,7 @@ class Outcome:
         """What was measured against what was asked."""
         asked = self.check.expression if self.bound is None else f"{self.check.operator} {raw(self.bound)}"
         relative = f" ({self.check.expression})" if self.check.bound.sign and self.bound is not None else ""
-        text = f"{shown(self.check.metric, 120)} is {raw(self.measured)}, asked is {shown(asked + relative, 200)}"
+        text = f"{shown(self.check.metric, 120)} is {raw(self.measured)}; asked: {shown(asked + relative, 200)}"
         return f"{text}: {self.reason}" if self.reason else text
 
 

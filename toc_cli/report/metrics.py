@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Unit = Literal["share", "change", "db", "bits", "bytes", "count", "number"]
+Unit = Literal["share", "change", "points", "db", "bits", "bytes", "count", "number"]
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,17 @@ _TABLE = (
     Metric(
         "advantage_over_random",
         "Advantage over random",
-        "change",
+        "points",
         "higher",
-        "Mean excess distortion of random selections of the same size (5 seeds) minus the chosen one's. Above "
+        "Mean excess distortion of random selections of the same size (5 seeds) minus the chosen one's, in "
+        "percentage points. Above "
         "zero, the "
         "criterion beats chance.",
     ),
     Metric(
         "advantage_over_random_low",
         "Advantage over random, lower end",
-        "change",
+        "points",
         "higher",
         "Lower end of the 95% interval of the advantage over random (paired bootstrap over feature blocks). "
         "Above zero, the "
@@ -145,21 +146,21 @@ _TABLE = (
     Metric(
         "advantage_over_random_agreement",
         "Agreement over random",
-        "change",
+        "points",
         "higher",
         "Token agreement of the chosen selection minus the mean of random ones.",
     ),
     Metric(
         "advantage_over_random_agreement_low",
         "Agreement over random, lower end",
-        "change",
+        "points",
         "higher",
         "Lower end of the 95% interval of the agreement over random.",
     ),
     Metric(
         "advantage_over_variance",
         "Advantage over variance",
-        "change",
+        "points",
         "higher",
         "Excess distortion of keeping the dimensions of highest variance minus the chosen selection's.",
     ),

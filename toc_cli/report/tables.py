@@ -35,6 +35,8 @@ TRUST = (
     "modality_jaccard",
 )
 
+NOTABLE = 0.01  # changes below this share of the old value are shown without judgement
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -54,7 +56,7 @@ class Row:
     metric: Metric
     cells: tuple[Cell, ...]
     good: str = ""
-    """better or worse, where the row tells a direction."""
+    """better or worse, where the change is notable."""
 
 
 def quality(subject: Subject) -> list[Row]:
@@ -145,6 +147,6 @@ def _side(subject: Subject, side: str, metric: Metric) -> Cell:
 
 
 def _good(metric: Metric, old: float | None, new: float | None) -> str:
-    if old is None or new is None or old == new or not metric.better:
+    if old is None or new is None or not metric.better or abs(new - old) <= NOTABLE * abs(old):
         return ""
     return "better" if (new > old) == (metric.better == "higher") else "worse"

@@ -91,12 +91,12 @@ def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record:
     low, value = values["advantage_over_random_low"], values["advantage_over_random"]
     if low is None or value is None or low > 0:
         return None
-    spread = interval(codebook["advantage_over_random"]["distortion"]["ci95"], "change")
+    spread = interval(codebook["advantage_over_random"]["distortion"]["ci95"], "points")
     verb = "is worse than" if value < 0 else "is not measurably better than"
     text = (
         f"The criterion {words.name(str(record['options'].get('criterion')))} {verb} picking dimensions at "
         "random at this keep "
-        f"ratio: its advantage in excess distortion is {number(value, 'change')} {spread}."
+        f"ratio: its advantage in excess distortion is {number(value, 'points')} {spread}."
     )
     return Alarm("not_better_than_random", codebook["id"], text, "advantage_over_random_low")
 

@@ -29,8 +29,9 @@ def interval(bounds: Sequence[float] | None, unit: Unit) -> str:
     if not bounds:
         return ""
     low, high = (number(bound, unit) for bound in bounds)
-    if unit in ("share", "change"):
-        low = low.removesuffix("%")
+    for suffix in ("%", " pt", " dB"):
+        if low.endswith(suffix) and high.endswith(suffix):
+            low = low.removesuffix(suffix)
     return f"[{low}, {high}]"
 
 
@@ -39,7 +40,7 @@ def change(old: float | None, new: float | None, unit: Unit) -> str:
     if old is None or new is None:
         return NONE
     difference = new - old
-    if unit in ("share", "change"):
+    if unit in ("share", "change", "points"):
         text = f"{_plain(100 * difference)} pt"
     else:
         text = number(difference, unit).replace(MINUS, "-")
@@ -65,7 +66,7 @@ def _plain(value: float) -> str:
         return f"{value:.3g}"
     if size >= 3:
         return f"{value:,.0f}"
-    return f"{value:.{2 if size >= 1 else 3 if size >= -1 else 2 - size}f}"
+    return f"{value:.{3 - size if size >= 0 else 3 if size == -1 else 2 - size}f}"
 
 
 def _share(value: float) -> str:
@@ -89,8 +90,9 @@ def _bytes(value: float) -> str:
 _SPELL = {
     "share": _share,
     "change": _change,
+    "points": lambda value: f"{'+' if value > 0 else ''}{_plain(100 * value)} pt",
     "db": lambda value: f"{value:.2f} dB",
-    "bits": lambda value: f"{value:.3f} bits",
+    "bits": lambda value: f"{_plain(value)} bits",
     "bytes": _bytes,
     "count": lambda value: f"{value:,.0f}",
     "number": _plain,
