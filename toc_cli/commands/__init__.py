@@ -1,1 +1,90 @@
-"""The command line: one file per command, each joins the options to one library call."""
+"""The command line: one file per command; each joins its options to one library call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from toc_cli import __version__
+from toc_cli.commands import demo, inspect, optimize, quantize
+from toc_cli.commands.output import complain
+from toc_cli.errors import OutputError, TocError, UsageError
+
+app = typer.Typer(
+    name="toc",
+    help="Score, prune and vet the codebook of a VQ checkpoint, training-free (TOC, arXiv 2403.05168).",
+    epilog="Start with: toc demo, then toc optimize model.safetensors --features feats.h5 --keep 0.5",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, room in (
+    ("inspect", inspect),
+    ("optimize", optimize),
+    ("quantize", quantize),
+    ("demo", demo),
+):
+    app.command(name, epilog=f"Example: {room.EXAMPLE}")(getattr(room, name))
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        typer.echo(f"toc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the program; turn every error into its sentence and the exit code of the contract."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if os.environ.get("TOC_DEBUG") == "1":
+            raise
+        known = in_words(error)
+        complain(known)
+        code = known.exit_code
+    except KeyboardInterrupt:
+        complain(TocError("Stopped by Ctrl-C; nothing was left half-written."))
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def in_words(error: Exception) -> TocError:
+    """The user's sentence for any exception: ours as it is, the command line's as usage, the rest as internal (exit 4)."""
+    if isinstance(error, TocError):
+        return error
+    if isinstance(error, typer.BadParameter.__mro__[1]):
+        return usage(error)
+    if isinstance(error, BrokenPipeError):
+        return OutputError("The reader of stdout went away.")
+    if isinstance(error, OSError):
+        return OutputError(
+            f"{error.strerror or error}: {error.filename or 'no file named'}.", "Free space or permissions help."
+        )
+    if isinstance(error, MemoryError):
+        return TocError("Out of memory.", "Lower --max-memory.")
+    return TocError(
+        f"Internal error: {type(error).__name__}: {error}.", "TOC_DEBUG=1 shows the traceback; please report it."
+    )
+
+
+def usage(error: Any) -> UsageError:
+    """Typer's own usage error as one sentence that ends in the command that helps."""
+    path = error.ctx.command_path if error.ctx else "toc"
+    return UsageError(error.format_message().rstrip("."), f"See {path} --help.")

@@ -1,0 +1,36 @@
+"""Flags that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="safetensors (also sharded), Hugging Face folder, .pt/.pth/.ckpt/.bin/.th, npz, npy, h5, faiss or .toc.safetensors.",
+    ),
+]
+Features = Annotated[
+    list[str],
+    typer.Option(help="h5, npz, npy or safetensors; repeatable; name=path names a modality.", metavar="[NAME=]FILE"),
+]
+Codebook = Annotated[str | None, typer.Option(metavar="KEY", help="The tensor to take as the codebook.")]
+Layout = Annotated[str | None, typer.Option(help="Family, or axis order of --codebook: KD, DK, HKD, KHD, …")]
+Metric = Annotated[str | None, typer.Option(help="euclidean, cosine or dot, where the file cannot say.")]
+Modality = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Use only these datasets; repeatable.")]
+ChannelAxis = Annotated[
+    int | None, typer.Option(help="Axis of the feature dimensions: 1 for (N, C, H, W). Default: the last.")
+]
+Space = Annotated[
+    str, typer.Option(help="auto, or codebook: the features are already past the checkpoint's projection.")
+]
+MaxMemory = Annotated[str, typer.Option(metavar="SIZE", help="Bytes for blocks of features.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where the nearest codes are searched.")]
+Seed = Annotated[int, typer.Option(help="Seed of resampling and of the random baselines.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but warnings and errors.")]

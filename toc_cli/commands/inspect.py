@@ -1,0 +1,35 @@
+"""`toc inspect`: what codebooks a checkpoint holds and what can be done with them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from toc_cli.commands import flags
+
+EXAMPLE = "toc inspect model.safetensors"
+
+
+def inspect(
+    checkpoint: flags.Checkpoint,
+    numbers: Annotated[
+        bool, typer.Option("--numbers", help="Read the tensors too: effective rank, mean code cosine.")
+    ] = False,
+    codebook: flags.Codebook = None,
+    layout: flags.Layout = None,
+    metric: flags.Metric = None,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """List every codebook of a checkpoint: family, levels, heads, K, D, metric, neighbours and possible --emit modes."""
+    from toc_cli.commands.output import Output
+    from toc_cli.commands.tables import inspect_tables
+    from toc_cli.pipeline import inspect_checkpoint
+
+    found = inspect_checkpoint(checkpoint, codebook=codebook, layout=layout, metric=metric, numbers=numbers)
+    sink = Output(as_json, quiet)
+    for book in found["codebooks"]:
+        for warning in book["warnings"]:
+            sink.warn(warning)
+    sink.result(found, *inspect_tables(found))

@@ -1,0 +1,90 @@
+"""`toc optimize`: score every dimension, select, write the pruned codebook and the run record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toc_cli.commands import flags
+
+EXAMPLE = "toc optimize model.safetensors --features feats.h5 --keep 0.5"
+
+
+def optimize(
+    checkpoint: flags.Checkpoint,
+    features: flags.Features,
+    keep: Annotated[
+        str, typer.Option(help="Share (0.5, 50%), count (128) or auto: the smallest that meets the bounds below.")
+    ] = "0.5",
+    criterion: Annotated[
+        str, typer.Option(help="toc, toc-live, usage-toc, features, variance, similarity, random, xmodal, pca or xcov.")
+    ] = "toc",
+    weights: Annotated[
+        str, typer.Option(metavar="SIM,VAR", help="Weights of the similarity and the variance.")
+    ] = "0.7,0.3",
+    normalize: Annotated[str, typer.Option(help="none, or l2: score unit-length codes.")] = "none",
+    ratio: Annotated[
+        str | None, typer.Option(metavar="MAX:MIN", help="Take part of D' from the lowest scores.")
+    ] = None,
+    emit: Annotated[
+        list[str] | None, typer.Option(help="codebook, masked, sliced or consumer; repeatable. Default: codebook.")
+    ] = None,
+    fill: Annotated[str | None, typer.Option(help="Constant of the dropped dimensions: mean or zero.")] = None,
+    max_distortion: Annotated[
+        float | None, typer.Option(help="For --keep auto: bound of the excess distortion.")
+    ] = None,
+    min_agreement: Annotated[float | None, typer.Option(help="For --keep auto: bound of the token agreement.")] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="FROM:TO:STEPS", help="Record the keep-ratio curve: 0.1:1.0:10, or a list 0.25,0.5."),
+    ] = None,
+    codebook: flags.Codebook = None,
+    layout: flags.Layout = None,
+    metric: flags.Metric = None,
+    modality: flags.Modality = None,
+    channel_axis: flags.ChannelAxis = None,
+    space: flags.Space = "auto",
+    eval_rows: Annotated[
+        str, typer.Option(metavar="N|all", help="Rows per modality on which before and after are measured.")
+    ] = "32768",
+    max_memory: flags.MaxMemory = "1GiB",
+    device: flags.Device = "auto",
+    seed: flags.Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="NAME.toc.safetensors", help="The artefact's name and the others' stem."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also load what was written in its own library and run it.")
+    ] = False,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Score every dimension of a codebook, keep the best, write the pruned codebook and a run record."""
+    from toc_cli.commands.output import Output
+    from toc_cli.commands.tables import plan_parts
+    from toc_cli.pipeline import Options, Outputs, plan_optimization
+    from toc_cli.pipeline.options import parse_bytes, parse_rows, parse_weights
+
+    options = Options(
+        keep=keep, criterion=criterion, weights=parse_weights(weights), normalize=normalize, ratio=ratio,
+        codebook=codebook, layout=layout, metric=metric, modalities=tuple(modality or ()), channel_axis=channel_axis,
+        space=space, max_memory=parse_bytes(max_memory), eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep,
+        max_distortion=max_distortion, min_agreement=min_agreement, emit=tuple(dict.fromkeys(emit or ["codebook"])),
+        device=device, seed=seed,
+    )  # fmt: skip
+    sink = Output(as_json, quiet)
+    outputs = Outputs(checkpoint, options.emit, output, force)
+    plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
+    for warning in plan.record["warnings"]:
+        sink.warn(warning["text"])
+    if not dry_run:
+        plan.write(verify=verify)
+    if plan.ranks.writes:
+        sink.result(plan.record, *plan_parts(plan, dry_run))

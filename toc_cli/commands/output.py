@@ -1,0 +1,69 @@
+"""The one sink: results to stdout, everything else to stderr, no ANSI and no live bars off a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from toc_cli.errors import TocError
+from toc_cli.io.names import printable
+
+Advance = Callable[[int], None]
+
+
+def complain(error: TocError) -> None:
+    """One or two lines on stderr: what is wrong, then what helps."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text("error: ", style="bold red") + Text(printable(error.what, limit=2000), style="not bold default"))
+    if error.hint:
+        console.print(Text(printable(error.hint, limit=4000), style="dim"))
+
+
+class Output:
+    """Where a command's words go. `--json` prints the data instead of the table; `--quiet` silences all but results and errors."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = Console(stderr=True, highlight=False)
+
+    def result(self, data: Any, *renderables: RenderableType) -> None:
+        """The command's result: `data` as JSON under `--json`, else the tables (none under `--quiet`)."""
+        if self.as_json:
+            print(json.dumps(data, indent=2, sort_keys=True, allow_nan=False))
+        elif not self.quiet:
+            for renderable in renderables:
+                self.out.print(renderable)
+
+    def say(self, text: str) -> None:
+        """A plain word on stderr."""
+        if not self.quiet:
+            self.err.print(Text(printable(text, limit=4000), style="dim"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A warning on stderr; also under `--quiet`."""
+        self.err.print(Text("warning: ", style="bold yellow") + Text(printable(text, limit=4000)), soft_wrap=True)
+
+    @contextmanager
+    def progress(self, title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
+        """A bar with rate and remaining time on stderr, for `total` units; silent off a terminal and under `--quiet`."""
+        if self.quiet or not self.err.is_terminal:
+            yield lambda count: None
+            return
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed or 0:,.0f} {unit}/s", style="cyan")
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Rate())
+        with Progress(*columns, TimeRemainingColumn(), console=self.err, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.advance(task, count)

@@ -1,0 +1,51 @@
+"""`toc quantize`: features to tokens with a pruned codebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toc_cli.commands import flags
+
+EXAMPLE = "toc quantize feats.h5 --codebook model.toc.safetensors"
+
+
+def quantize(
+    features: Annotated[
+        list[str], typer.Argument(metavar="FEATURES", help="h5, npz, npy or safetensors; name=path names a modality.")
+    ],
+    codebook: Annotated[
+        Path,
+        typer.Option(
+            metavar="X.toc.safetensors", help="A pruned codebook of toc optimize, or any checkpoint (all dimensions)."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.h5", help="Default: <stem>.tokens.h5.")
+    ] = None,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Write the quantised vectors too.")] = False,
+    book: Annotated[int, typer.Option("--id", help="Which codebook of the artefact.")] = 0,
+    modality: flags.Modality = None,
+    channel_axis: flags.ChannelAxis = None,
+    space: flags.Space = "auto",
+    max_memory: flags.MaxMemory = "1GiB",
+    device: flags.Device = "auto",
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Quantise features to tokens (and vectors on request), streamed, with the datasets' structure."""
+    from toc_cli.commands.output import Output
+    from toc_cli.commands.tables import tokens_table
+    from toc_cli.pipeline import QuantizeOptions, quantize_features
+    from toc_cli.pipeline.options import parse_bytes
+
+    options = QuantizeOptions(
+        book=book, vectors=vectors, modalities=tuple(modality or ()), channel_axis=channel_axis, space=space,
+        max_memory=parse_bytes(max_memory), device=device,
+    )  # fmt: skip
+    sink = Output(as_json, quiet)
+    done = quantize_features(features, codebook, output, options, force=force, progress=sink.progress)
+    sink.result(done, tokens_table(done))

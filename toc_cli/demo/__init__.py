@@ -1,0 +1,47 @@
+"""The bundled data, and the road that `toc demo` walks on it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from toc_cli.errors import UsageError
+from toc_cli.pipeline import Options, Outputs, Progress, QuantizeOptions, plan_optimization, quantize_features
+from toc_cli.report.assemble import assemble
+from toc_cli.report.html import render
+from toc_cli.report.reading import Run
+
+HERE = Path(__file__).parent
+CHECKPOINT = HERE / "digits_vq.safetensors"
+FEATURES = HERE / "digits_features.h5"
+
+
+def run_demo(folder: Path, *, keep: str, force: bool, progress: Progress) -> tuple[dict[str, Any], list[Path]]:
+    """Copy the bundled model and features to `folder`, optimise in every emit mode, quantise, report.
+
+    Returns the run record and the files written. UsageError if the folder has something in it and not `force`.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise UsageError(f"{folder} exists and is not empty.", "--force writes into it; -o names another.")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, features = folder / "digits_vq.safetensors", folder / "digits_features.h5"
+    for source, target in ((CHECKPOINT, checkpoint), (FEATURES, features)):
+        target.write_bytes(source.read_bytes())
+    options = Options(keep=keep, emit=("codebook", "masked", "sliced", "consumer"), sweep="0.1:1.0:10")
+    outputs = Outputs(checkpoint, options.emit, None, force)
+    plan = plan_optimization(checkpoint, [str(features)], options, outputs, progress=progress)
+    written = plan.write()
+    tokens = quantize_features(
+        [str(features)], outputs.artefact, None, QuantizeOptions(), force=force, progress=progress
+    )
+    return plan.record, [*written, Path(tokens["output"]), *_page(folder, plan.record, outputs.record.name)]
+
+
+def _page(folder: Path, record: dict[str, Any], name: str) -> list[Path]:
+    """The report as a page, where the extra `report` is installed."""
+    if find_spec("matplotlib") is None or find_spec("jinja2") is None:
+        return []
+    page = folder / "report.html"
+    page.write_text(render(assemble([Run(name, record)])), encoding="utf-8")
+    return [page]

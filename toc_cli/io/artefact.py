@@ -1,0 +1,77 @@
+"""The artefact `<stem>.toc.safetensors` and the record `<stem>.toc.json`: byte for byte the same for the same inputs."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toc_cli.errors import InputError
+from toc_cli.io.atomic import atomic_file
+from toc_cli.io.checkpoint.safetensors import ARTEFACT_KEY, NAMES, SafetensorsFile, tensor_bytes
+from toc_cli.io.names import printable
+
+SCHEMA = "1"
+CODEBOOKS_KEY = "toc.codebooks"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A pruned codebook on disk: tensors named `c.codebook`, `c.kept`, …, and one description per codebook id c."""
+
+    tensors: Mapping[str, torch.Tensor]
+    codebooks: tuple[Mapping[str, Any], ...]
+    """Per id: family, metric, keys, residual, … as the writer described them."""
+    metadata: Mapping[str, str]
+    """The rest of `__metadata__`: tool version, criterion, weights, SHA-256 of the inputs."""
+
+
+def write_artefact(path: Path, artefact: Artefact) -> None:
+    """Write `path` in one piece: header in key order (the library's own writer shuffles metadata), no time stamps, no paths."""
+    described = json.dumps(list(artefact.codebooks), sort_keys=True)
+    metadata = {**artefact.metadata, ARTEFACT_KEY: SCHEMA, CODEBOOKS_KEY: described}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    tensors = sorted(artefact.tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    for key, tensor in tensors:
+        end = offset + tensor.numel() * tensor.dtype.itemsize
+        header[key] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in tensors:
+            file.write(tensor_bytes(tensor))
+
+
+def read_artefact(path: Path) -> Artefact:
+    """Read an artefact back. InputError if the file is not one, or is of another schema."""
+    file = SafetensorsFile(path)
+    metadata = dict(file.metadata)
+    shown = printable(path.name)
+    schema = metadata.pop(ARTEFACT_KEY, None)
+    if schema is None:
+        raise InputError(
+            f"{shown} is not a pruned codebook of toc.", "toc optimize writes one (<stem>.toc.safetensors)."
+        )
+    if schema != SCHEMA:
+        raise InputError(
+            f"{shown} has artefact schema {printable(schema)}; this toc reads {SCHEMA}.", "Upgrade toc-cli."
+        )
+    try:
+        codebooks = tuple(json.loads(metadata.pop(CODEBOOKS_KEY)))
+    except (KeyError, ValueError, TypeError):
+        raise InputError(f"{shown} does not describe its codebooks.", "Write it again with toc optimize.") from None
+    return Artefact({key: file.get(key) for key in file.infos}, codebooks, metadata)
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a run record as JSON with sorted keys, in one piece."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,149 @@
+"""A choice as an artefact, and an artefact as the quantiser it stands for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from toc_cli import __version__
+from toc_cli.errors import InputError, UsageError
+from toc_cli.io.artefact import Artefact
+from toc_cli.io.families.base import Affine, Norm
+from toc_cli.ops.linear import unit_rows
+from toc_cli.ops.quantiser import Quantiser, quantiser
+from toc_cli.pipeline.census import Census
+from toc_cli.pipeline.choice import Choice
+from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.source import Source
+
+_LAYERS = ("project_in", "norm_in", "logits")
+
+
+def as_artefact(
+    chosen: Sequence[tuple[Source, Census, Choice]], options: Options, inputs: Sequence[Mapping[str, Any]]
+) -> Artefact:
+    """The tensors and the description of every codebook."""
+    tensors: dict[str, torch.Tensor] = {}
+    for source, census, choice in chosen:
+        tensors |= {f"{source.id}.{name}": t.contiguous() for name, t in _tensors(source, census, choice).items()}
+    metadata = {
+        "toc.version": __version__,
+        "toc.criterion": options.criterion,
+        "toc.weights": json.dumps(options.weights),
+        "toc.normalize": options.normalize,
+        "toc.keep": options.keep,
+        "toc.seed": str(options.seed),
+        "toc.inputs": json.dumps(list(inputs), sort_keys=True),
+    }
+    return Artefact(tensors, tuple(_description(source, choice) for source, _, choice in chosen), metadata)
+
+
+def _tensors(source: Source, census: Census, choice: Choice) -> dict[str, torch.Tensor]:
+    codes = stored_codes(source, choice)
+    usage = [torch.from_numpy(table) for table in census.pooled]
+    tensors = {
+        **_by_level("codebook", codes),
+        **_by_level("usage", usage),
+        "kept": choice.kept,
+        "fill": torch.from_numpy(choice.fill if choice.fill.shape[:2] != (1, 1) else choice.fill[0, 0]),
+        "order": choice.order,
+        **{name: torch.from_numpy(choice.table(name)) for name in ("score", "similarity", "variance")},
+    }
+    if choice.rotation is not None:
+        tensors["rotation"] = choice.rotation if choice.rotation.shape[:2] != (1, 1) else choice.rotation[0, 0]
+    for name in _LAYERS:
+        tensors |= _layer(name, getattr(source.parts, name))
+    for name in ("level_in", "level_out"):
+        for level, affine in enumerate(getattr(source.parts, name)):
+            tensors |= _layer(f"{name}.{level}", affine)
+    return tensors
+
+
+def stored_codes(source: Source, choice: Choice) -> list[torch.Tensor]:
+    """Per level the pruned codes (H, K_l, D') in the input's dtype; unit rows where the family stores them so."""
+    codes = [level.codes.cpu() for level in choice.form.levels]
+    if source.book.stored_unit:
+        codes = [torch.from_numpy(unit_rows(table)) for table in codes]
+    return [table.to(source.book.dtype) for table in codes]
+
+
+def _by_level(name: str, tables: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One stacked tensor (L, H, K, …), or one per level where their K differ."""
+    if len({table.shape for table in tables}) == 1:
+        return {name: torch.stack(list(tables))}
+    return {f"{name}.{level}": table for level, table in enumerate(tables)}
+
+
+def _layer(name: str, layer: Affine | Norm | None) -> dict[str, torch.Tensor]:
+    if layer is None:
+        return {}
+    return {f"{name}.weight": layer.weight} | ({} if layer.bias is None else {f"{name}.bias": layer.bias})
+
+
+def _description(source: Source, choice: Choice) -> dict[str, Any]:
+    book, parts = source.book, source.parts
+    return {
+        "family": book.family,
+        "keys": [list(level) for level in book.keys],
+        "metric": book.metric,
+        "residual": book.residual,
+        "unit_vectors": source.full.unit_vectors,
+        "levels": book.levels,
+        "heads": book.heads,
+        "num_codes": list(book.num_codes),
+        "dim": book.dim,
+        "kept_dim": choice.count,
+        "norm_eps": parts.norm_in.eps if parts.norm_in else None,
+    }
+
+
+def quantiser_of(artefact: Artefact, id: int) -> Quantiser:
+    """The pruned quantiser of codebook `id`. UsageError for an id it does not hold; InputError where tensors are missing."""
+    if not 0 <= id < len(artefact.codebooks):
+        raise UsageError(
+            f"--id {id}: the artefact holds codebooks 0 to {len(artefact.codebooks) - 1}.", "toc inspect lists them."
+        )
+    book = artefact.codebooks[id]
+    own = {
+        key.partition(".")[2]: tensor for key, tensor in artefact.tensors.items() if key.partition(".")[0] == str(id)
+    }
+    try:
+        return _rebuild(book, own)
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise InputError(
+            f"Codebook {id} of the artefact is damaged: {error}.", "Write it again with toc optimize."
+        ) from None
+
+
+def _rebuild(book: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Quantiser:
+    levels, heads, dim = book["levels"], book["heads"], book["dim"]
+    codes = list(own["codebook"]) if "codebook" in own else [own[f"codebook.{level}"] for level in range(levels)]
+    rotation = own.get("rotation")
+    norm = _read_layer("norm_in", own)
+    return quantiser(
+        codes,
+        fill=own["fill"].reshape(levels, heads, dim).numpy(),
+        kept=own["kept"] if rotation is None else None,
+        rotation=rotation if rotation is None or rotation.ndim == 4 else rotation[None, None],
+        metric=book["metric"],
+        residual=book["residual"],
+        unit_vectors=book["unit_vectors"],
+        project_in=_read_layer("project_in", own),
+        norm_in=None if norm is None else Norm(norm.weight, norm.bias, float(book["norm_eps"])),
+        level_in=_read_levels("level_in", own, levels),
+        level_out=_read_levels("level_out", own, levels),
+        logits=_read_layer("logits", own),
+    )
+
+
+def _read_layer(name: str, own: Mapping[str, torch.Tensor]) -> Affine | None:
+    weight = own.get(f"{name}.weight")
+    return None if weight is None else Affine(weight, own.get(f"{name}.bias"))
+
+
+def _read_levels(name: str, own: Mapping[str, torch.Tensor], levels: int) -> tuple[Affine, ...]:
+    found = (_read_layer(f"{name}.{level}", own) for level in range(levels))
+    return tuple(layer for layer in found if layer is not None)

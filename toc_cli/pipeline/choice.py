@@ -1,0 +1,169 @@
+"""From scores to a pruned quantiser: which dimensions (or components) of one codebook stay, and what stands in for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.ops.blocks import total
+from toc_cli.ops.criterion import CRITERIA, ROTATIONS, Scores, score, shared
+from toc_cli.ops.linear import matmul, unit_rows
+from toc_cli.ops.moments import merge, merge_cross, merge_pairs
+from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.rotation import Rotation, pca, xcov
+from toc_cli.ops.selection import Selection, parse_ratio, select
+from toc_cli.pipeline.census import Census
+from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.source import Source
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The scores of every set of dimensions that is chosen on its own: (levels that choose) x (heads that choose)."""
+
+    criterion: str
+    scores: list[list[Scores]]
+    rotations: list[list[Rotation]] | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kept dimensions of one codebook at one D'."""
+
+    ranking: Ranking
+    selections: list[list[Selection]]
+    kept: torch.Tensor  # (L or 1, H, D') int64; of components, for a rotation
+    rotation: torch.Tensor | None  # (L or 1, H, D, D') float64
+    fill: np.ndarray  # (L, H, D)
+    form: Quantiser
+    """The pruned quantiser, with the projection in."""
+
+    @property
+    def count(self) -> int:
+        """D'."""
+        return self.kept.shape[-1]
+
+    def table(self, field: str) -> np.ndarray:
+        """`score`, `similarity` or `variance` as (L or 1, H, D) float64."""
+        rows = [[getattr(scores, field) for scores in level] for level in self.ranking.scores]
+        return np.array([level * (self.kept.shape[1] // len(level)) for level in rows])
+
+    @property
+    def order(self) -> torch.Tensor:
+        """(L or 1, H, D) int64: every dimension by falling score."""
+        rows = [[selection.order for selection in level] for level in self.selections]
+        return torch.stack([torch.stack(level * (self.kept.shape[1] // len(level))) for level in rows])
+
+
+def rank_dimensions(source: Source, census: Census, criterion: str, options: Options, seed: int) -> Ranking:
+    """Score every set of dimensions that is chosen on its own: levels share one set unless they have their own projections,
+    heads have their own unless they share one table."""
+    need = CRITERIA[criterion]
+    if need == "pairs" and not (census.pairs or census.crosses):
+        raise InputError(
+            f"--criterion {criterion} needs two modalities of equal shape; {len(census.fits)} given.",
+            "Give paired datasets, as --features audio=a.h5 --features video=v.h5.",
+        )
+    level_sets = _sets(len(source.full.levels), source.book.own_dims_per_level)
+    head_sets = _sets(source.full.heads, source.book.own_dims_per_head)
+    places = [[[(level, head) for level in levels for head in heads] for heads in head_sets] for levels in level_sets]
+    if criterion not in ROTATIONS:
+        scores = [
+            [shared([_score(source, census, criterion, options, seed, *at) for at in group]) for group in row]
+            for row in places
+        ]
+        return Ranking(criterion, scores, None)
+    turns = [[_rotate(source, census, criterion, group, options) for group in row] for row in places]
+    scores = [
+        [
+            shared([_turned(source, criterion, options, turn, *at) for at in group])
+            for group, turn in zip(row, turned, strict=True)
+        ]
+        for row, turned in zip(places, turns, strict=True)
+    ]
+    return Ranking(criterion, scores, turns)
+
+
+def _sets(count: int, own: bool) -> list[list[int]]:
+    return [[at] for at in range(count)] if own else [list(range(count))]
+
+
+def _codes(source: Source, level: int, head: int) -> torch.Tensor:
+    return source.full.levels[level].codes[head]
+
+
+def _score(
+    source: Source, census: Census, criterion: str, options: Options, seed: int, level: int, head: int
+) -> Scores:
+    return score(
+        criterion,
+        _codes(source, level, head),
+        weights=options.weights,
+        normalize=options.normalize,
+        usage=census.pooled[level][head],
+        features=total(census.features[level, head][0], merge) if census.features else None,
+        pairs=[total(units, merge_pairs) for units in census.pairs[level, head]] if census.pairs else (),
+        seed=seed + 1000 * level + head,
+    )
+
+
+def _turned(source: Source, criterion: str, options: Options, turn: Rotation, level: int, head: int) -> Scores:
+    return score(
+        criterion, _codes(source, level, head), weights=options.weights, normalize=options.normalize, rotation=turn
+    )
+
+
+def _rotate(
+    source: Source, census: Census, criterion: str, places: Sequence[tuple[int, int]], options: Options
+) -> Rotation:
+    if criterion == "xcov":
+        assert census.crosses is not None
+        return xcov([total(units, merge_cross) for at in places for units in census.crosses[at]])
+    codes = [_codes(source, *at) for at in places]
+    usage = [census.pooled[level][head] for level, head in places]
+    return pca([unit_rows(e) for e in codes] if options.normalize == "l2" else codes, usage)
+
+
+def choose(source: Source, census: Census, ranking: Ranking, count: int, options: Options) -> Choice:
+    """Keep `count` dimensions of each set, with the constant that stands in for the dropped ones."""
+    ratio = parse_ratio(options.ratio) if options.ratio else None
+    if ratio and ranking.criterion in ROTATIONS:
+        raise UsageError(
+            f"--ratio does not go with --criterion {ranking.criterion}.", "A rotation keeps its leading components."
+        )
+    selections = [[select(s.score, count, ratio, s.last) for s in level] for level in ranking.scores]
+    heads = source.full.heads
+    kept = torch.stack([torch.stack([s.kept for s in level] * (heads // len(level))) for level in selections])
+    constant = constants(source, census, options)
+    if ranking.rotations is None:
+        return Choice(ranking, selections, kept, None, constant, source.full.pruned(kept, constant))
+    turns = [[np.array(turn.leading(count)) for turn in level] * (heads // len(level)) for level in ranking.rotations]
+    rotation = torch.from_numpy(np.array(turns))
+    outside = _off_components(constant, rotation.numpy())
+    return Choice(ranking, selections, kept, rotation, outside, source.full.rotated(rotation, outside))
+
+
+def constants(source: Source, census: Census, options: Options) -> np.ndarray:
+    """c (L, H, D): the usage-weighted mean where that is exact for the family, else zero; `--fill` decides."""
+    zero = np.zeros((len(source.full.levels), source.full.heads, source.full.dim))
+    mean = zero if options.fill == "zero" or source.book.zero_fill else source.full.mean_fill(census.pooled)
+    if options.fill == "mean" and (source.book.zero_fill or not mean.any()):
+        raise UsageError(
+            f"--fill mean is not exact for {source.book.family} ({source.book.metric}): its constant must be 0.",
+            "Use --fill zero.",
+        )
+    return mean
+
+
+def _off_components(constant: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """c (L, H, D) without its part inside the kept components (L or 1, H, D, D')."""
+    result = constant.copy()
+    for level in range(len(constant)):
+        for head in range(constant.shape[1]):
+            r = rotation[min(level, len(rotation) - 1), head]
+            result[level, head] -= matmul(r, matmul(r.T, constant[level, head][:, None]))[:, 0]
+    return result

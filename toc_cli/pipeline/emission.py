@@ -1,0 +1,157 @@
+"""Edited copies of the checkpoint, each reopened and checked against the pruned codebook before the run is called done."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from toc_cli.errors import OutputError, UsageError
+from toc_cli.io.checkpoint import open_checkpoint
+from toc_cli.io.checkpoint.base import Checkpoint, Edits
+from toc_cli.io.families import detect
+from toc_cli.io.families.base import Mode
+from toc_cli.io.families.emit import edits, supported
+from toc_cli.io.names import printable
+from toc_cli.ops.quantiser import Quantiser
+from toc_cli.pipeline.choice import Choice
+from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.source import Fit as Fit
+from toc_cli.pipeline.source import Source, form_for, sources
+
+LIBRARY_TOLERANCE = 0.005
+"""Share of rows whose tokens may differ in a float32 library: near ties, and what follows them down a residual chain."""
+
+Chosen = Sequence[tuple[Source, Choice]]
+Samples = Sequence[tuple[Fit, torch.Tensor]]
+"""Per codebook the features (n, W) on which an edited copy is checked, and the dataset they come from."""
+
+
+def refuse_impossible(ckpt: Checkpoint, chosen: Chosen, modes: Sequence[Mode]) -> None:
+    """UsageError with the family's sentence for a mode that some codebook cannot take."""
+    for source, choice in chosen:
+        offered = supported(ckpt, source.book, choice.count)
+        for mode in modes:
+            if offered[mode]:
+                raise UsageError(
+                    f"--emit {mode} is not possible for {printable(source.book.label)}: {offered[mode]}",
+                    _others(offered),
+                )
+            if choice.rotation is not None and mode in ("masked", "consumer"):
+                raise UsageError(f"--emit {mode} does not go with --criterion {choice.ranking.criterion}: a rotation mixes dimensions.",
+                                 "Use --emit codebook or sliced.")  # fmt: skip
+    cut = {source.book.together: choice.count for source, choice in chosen if source.book.together}
+    for source, choice in chosen:
+        if "sliced" in modes and source.book.together and cut[source.book.together] != choice.count:
+            raise UsageError(
+                f"--emit sliced cuts all codebooks of {source.book.together} to one size.",
+                "Use the same --keep for all.",
+            )
+
+
+def _others(offered: dict[Mode, str]) -> str:
+    fine = [mode for mode, reason in offered.items() if not reason]
+    return f"Possible here: {', '.join(fine)}." if fine else ""
+
+
+def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode) -> Edits:
+    """What `mode` changes in the whole file: the edits of every codebook, one upon the other."""
+    so_far = Edits()
+    for source, choice in chosen:
+        so_far = edits(
+            ckpt,
+            source.book,
+            mode,
+            kept=choice.kept,
+            fill=torch.from_numpy(choice.fill),
+            rotation=choice.rotation,
+            on=so_far,
+        )
+    return so_far
+
+
+def write_checkpoint(
+    ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples
+) -> list[Path]:
+    """Write one edited copy and check it; a copy that fails its check is removed (OutputError)."""
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    written = ckpt.write(target, edits_for(ckpt, chosen, mode))
+    try:
+        check_checkpoint(ckpt, target, chosen, mode, options, samples)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        raise
+    return written
+
+
+def check_checkpoint(
+    before: Checkpoint, target: Path, chosen: Chosen, mode: Mode, options: Options, samples: Samples
+) -> None:
+    """Reopen an edited copy: keys and shapes, and that it quantises a sample as the pruned (or, for consumer, the full) codebook."""
+    after = open_checkpoint(target)
+    same_shape = mode != "sliced"
+    for key, info in before.infos.items():
+        copied = after.infos.get(key)
+        if copied is None or copied.dtype != info.dtype or (same_shape and copied.shape != info.shape):
+            raise OutputError(f"{target.name}: {printable(key)} came out as {copied}.", "Please report this.")
+    books = detect(after, codebook=options.codebook, layout=options.layout, metric=options.metric)
+    if len(books) != len(chosen):
+        raise OutputError(f"{target.name} holds {len(books)} codebooks, {len(chosen)} went in.", "Please report this.")
+    for (_, choice), found, (fit, x) in zip(chosen, sources(after, books), samples, strict=True):
+        wanted = _wanted(choice, mode, fit, chosen, found.id)
+        disagree = _differences(found.full, wanted, mode, choice, fit, x)
+        if disagree:
+            raise OutputError(
+                f"{target.name}: {disagree} of {len(x)} sampled rows get other tokens than the pruned codebook's.",
+                "Please report this.",
+            )
+
+
+def _wanted(choice: Choice, mode: Mode, fit: Fit, chosen: Chosen, id: int) -> Quantiser:
+    return form_for(chosen[id][0].full if mode == "consumer" else choice.form, fit)
+
+
+def _differences(found: Quantiser, wanted: Quantiser, mode: Mode, choice: Choice, fit: Fit, x: torch.Tensor) -> int:
+    """Rows whose tokens differ though no near tie excuses it."""
+    side = form_for(found, fit)
+    given = x
+    if mode == "sliced" and not fit.projected:
+        given = _in_kept_space(choice, x)
+    expected = wanted.lookup(x)
+    differ = (side.tokens(given) != expected.tokens) & ~expected.near_tie
+    return int(differ.flatten(1).any(1).sum())
+
+
+def _in_kept_space(choice: Choice, x: torch.Tensor) -> torch.Tensor:
+    """Codebook-space features (n, H*D) as a sliced codebook reads them: (n, H*D')."""
+    heads = choice.form.heads
+    rows = x.reshape(len(x), heads, -1)
+    if choice.rotation is not None:
+        return torch.cat([rows[:, h].double() @ choice.rotation[0, h] for h in range(heads)], 1).to(x.dtype)
+    return torch.cat([rows[:, h][:, choice.kept[0, h]] for h in range(heads)], 1)
+
+
+def verify_in_library(
+    target: Path, mode: Mode, id: int, source: Source, choice: Choice, sample: tuple[Fit, torch.Tensor], options: Options
+) -> None:
+    """Load a written checkpoint in its own library and run it; its tokens must be those of the pruned codebook.
+
+    A library computes in float32, which may turn near ties over. OutputError beyond LIBRARY_TOLERANCE.
+    """
+    from toc_cli.libraries import run
+
+    after = open_checkpoint(target)
+    book = detect(after, codebook=options.codebook, layout=options.layout, metric=options.metric)[id]
+    fit, x = sample
+    wanted = form_for(source.full if mode == "consumer" else choice.form, fit)
+    given = _in_kept_space(choice, x) if mode == "sliced" and not fit.projected else x
+    done = run(target, book, given, inner=not fit.projected and source.full.project_in is not None)
+    differ = int((done.tokens != wanted.tokens(x)).flatten(1).any(1).sum())
+    if differ > LIBRARY_TOLERANCE * len(x):
+        raise OutputError(f"{target.name} in {done.library}: {differ} of {len(x)} rows get other tokens.", "Please report this.")

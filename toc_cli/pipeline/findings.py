@@ -1,0 +1,197 @@
+"""What else a run finds out: whether the choice is stable, whether modalities agree on it, what a label probe makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from toc_cli.errors import InputError
+from toc_cli.io.features import Features, LabelSet
+from toc_cli.ops import probe
+from toc_cli.ops.bootstrap import interval, resample, totals
+from toc_cli.ops.criterion import ROTATIONS, Scores, score, shared
+from toc_cli.ops.linear import unit_rows
+from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.selection import parse_ratio, select
+from toc_cli.ops.stability import (
+    Stability,
+    code_draws,
+    feature_draws,
+    jaccard,
+    pair_draws,
+    pca_draws,
+    stability,
+    subspace_stability,
+    xcov_draws,
+)  # fmt: skip
+from toc_cli.pipeline.census import Census
+from toc_cli.pipeline.choice import Choice
+from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.sample import Measured
+from toc_cli.pipeline.source import Fit, Source, form_for
+
+DRIVEN_BY = {"features": "features", "xmodal": "features", "xcov": "features"}
+
+
+def stability_of(source: Source, census: Census, choice: Choice, options: Options) -> dict[str, Any] | None:
+    """Overlap of the kept sets with those of resampled codes (or feature segments); None for `random`, which resamples nothing."""
+    if choice.ranking.criterion == "random":
+        return None
+    found = [
+        _set_stability(source, census, choice, options, row, column)
+        for row in range(len(choice.ranking.scores))
+        for column in range(len(choice.ranking.scores[0]))
+    ]
+    return {
+        "jaccard_mean": float(np.mean([each.mean for each in found])),
+        "jaccard_min": float(np.min([each.least for each in found])),
+        "resamples": found[0].resamples,
+        "over": DRIVEN_BY.get(choice.ranking.criterion, "codes"),
+    }
+
+
+def _set_stability(
+    source: Source, census: Census, choice: Choice, options: Options, row: int, column: int
+) -> Stability:
+    criterion, ranking = choice.ranking.criterion, choice.ranking
+    levels = [row] if len(ranking.scores) > 1 else list(range(len(source.full.levels)))
+    heads = [column] if len(ranking.scores[0]) > 1 else list(range(source.full.heads))
+    places = [(level, head) for level in levels for head in heads]
+    codes = [source.full.levels[level].codes[head] for level, head in places]
+    usage = [census.pooled[level][head] for level, head in places]
+    if criterion in ROTATIONS:
+        assert choice.rotation is not None
+        leading = choice.rotation[row, column].numpy()
+        if criterion == "pca":
+            books = [unit_rows(e) for e in codes] if options.normalize == "l2" else codes
+            return subspace_stability(leading, pca_draws(books, usage, seed=options.seed))
+        assert census.crosses is not None
+        units = [states for at in places for states in census.crosses[at]]
+        return subspace_stability(leading, xcov_draws(units, seed=options.seed))
+    drawn = [_draws(source, census, criterion, options, *at) for at in places]
+    resamples = min(len(draws) for draws in drawn)
+    draws = [shared([draws[r] for draws in drawn]) for r in range(resamples)]
+    ratio = parse_ratio(options.ratio) if options.ratio else None
+    return stability(choice.kept[row, column], draws, ratio)
+
+
+def _draws(source: Source, census: Census, criterion: str, options: Options, level: int, head: int) -> list[Scores]:
+    codes, seed = source.full.levels[level].codes[head], options.seed
+    if criterion == "features":
+        assert census.features is not None
+        return feature_draws(census.features[level, head][0], options.weights, seed=seed)
+    if criterion == "xmodal":
+        assert census.pairs is not None
+        own = score("toc", codes, weights=options.weights, normalize=options.normalize)
+        return pair_draws(own, census.pairs[level, head], seed=seed)
+    return code_draws(
+        criterion,
+        codes,
+        weights=options.weights,
+        normalize=options.normalize,
+        usage=census.pooled[level][head],
+        seed=seed,
+    )
+
+
+def modality_agreement(source: Source, census: Census, count: int, options: Options) -> dict[str, Any] | None:
+    """Overlap of the dimensions that each modality alone would keep, by its own usage-weighted score; None with one modality,
+    or where a modality uses a single code."""
+    if len(census.usage) < 2:
+        return None
+    try:
+        alone = {name: _kept_alone(source, usage, count, options) for name, usage in census.usage.items()}
+    except InputError:
+        return None
+    pairs = {f"{a}|{b}": jaccard(alone[a], alone[b]) for a, b in combinations(alone, 2)}
+    return {"jaccard": float(np.mean(list(pairs.values()))), "pairs": pairs}
+
+
+def _kept_alone(source: Source, usage: list[np.ndarray], count: int, options: Options) -> torch.Tensor:
+    """(L or 1, H, D') by `usage-toc` with one modality's usage."""
+    levels = range(len(source.full.levels))
+    rows = [[level] for level in levels] if source.book.own_dims_per_level else [list(levels)]
+    kept = []
+    for group in rows:
+        scores = [
+            shared(
+                [
+                    score(
+                        "usage-toc", source.full.levels[at].codes[head], weights=options.weights, usage=usage[at][head]
+                    )
+                    for at in group
+                ]
+            )
+            for head in range(source.full.heads)
+        ]
+        kept.append(torch.stack([select(each.score, count).kept for each in scores]))
+    return torch.stack(kept)
+
+
+def probe_labels(
+    source: Source, census: Census, choice: Choice, runs: Mapping[str, Measured], features: Features, options: Options
+) -> dict[str, Any] | None:
+    """A linear probe on the code vectors, trained on one modality and tested on every other (on the second half of its own rows
+    where it is alone), before and after. None without labels of two classes that fit."""
+    for labels in features.labels.values():
+        fitting = [fit for fit in census.fits if labels.fits(fit.dataset)]
+        if fitting and len(np.unique(labels.read())) > 1:
+            sides = {"before": source.full, "after": choice.form}
+            return {
+                "labels": labels.name,
+                **{side: _directions(form, fitting, runs, labels, side, options) for side, form in sides.items()},
+            }
+    return None
+
+
+def _directions(
+    form: Quantiser, fits: list[Fit], runs: Mapping[str, Measured], labels: LabelSet, side: str, options: Options
+) -> dict[str, Any]:
+    name = "full" if side == "before" else "chosen"
+    rows = {}
+    for fit in fits:
+        run = runs[fit.dataset.name]
+        assert run.positions is not None and run.block_of_row is not None
+        rows[fit.dataset.name] = (
+            form_for(form, fit),
+            run.tokens[name],
+            labels.for_rows(fit.dataset)[run.positions],
+            run.block_of_row,
+        )
+    if len(rows) == 1:
+        (modality, (own, tokens, classes, blocks)) = next(iter(rows.items()))
+        half = len(tokens) // 2
+        return {
+            f"{modality}->{modality}": _tested(
+                own, tokens[:half], classes[:half], tokens[half:], classes[half:], blocks[half:], options
+            )
+        }
+    return {
+        f"{a}->{b}": _tested(rows[a][0], rows[a][1], rows[a][2], rows[b][1], rows[b][2], rows[b][3], options)
+        for a in rows
+        for b in rows
+        if a != b
+    }
+
+
+def _tested(
+    form: Quantiser, train: torch.Tensor, train_labels: np.ndarray, test: torch.Tensor, test_labels: np.ndarray,
+    blocks: np.ndarray, options: Options,
+) -> dict[str, Any]:  # fmt: skip
+    tiles = range(0, len(train), 4096)
+    fitted = probe.fit((form.vectors(train[at : at + 4096]), train_labels[at : at + 4096]) for at in tiles)
+    guesses = [fitted.predict(form.vectors(test[at : at + 4096])) for at in range(0, len(test), 4096)]
+    right = np.concatenate(guesses) == test_labels
+    used, place = np.unique(blocks, return_inverse=True)
+    hits = np.bincount(place, weights=right)
+    count = np.bincount(place).astype(np.float64)
+    weights = resample(len(used), options.seed)
+    bounds = interval(totals(hits, weights) / totals(count, weights))
+    per_class = {str(label): value for label, value in probe.accuracy(right, test_labels).items()}
+    return {
+        "accuracy": float(right.mean()), "ci95": list(bounds) if bounds else None, "test_rows": len(right), "per_class": per_class
+    }  # fmt: skip

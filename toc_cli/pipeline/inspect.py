@@ -1,0 +1,67 @@
+"""What a checkpoint holds: its codebooks and what can be done with them. Headers alone, unless numbers are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toc_cli.io.checkpoint import open_checkpoint
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families import detect
+from toc_cli.io.families.base import Codebook
+from toc_cli.io.families.emit import supported
+from toc_cli.ops.geometry import effective_rank, mean_cosine
+
+
+def inspect_checkpoint(
+    path: Path,
+    *,
+    codebook: str | None = None,
+    layout: str | None = None,
+    metric: str | None = None,
+    numbers: bool = False,
+) -> dict[str, Any]:
+    """Every codebook of a checkpoint, JSON-able. `numbers` also reads the tensors: effective rank and mean code cosine."""
+    ckpt = open_checkpoint(path)
+    books = detect(ckpt, codebook=codebook, layout=layout, metric=metric)
+    found = [_describe(ckpt, id, book) for id, book in enumerate(books)]
+    if numbers:
+        for entry, book in zip(found, books, strict=True):
+            entry |= _numbers(ckpt, book)
+    return {"path": str(path), "container": ckpt.container, "tensors": len(ckpt.infos), "codebooks": found}
+
+
+def _describe(ckpt: Checkpoint, id: int, book: Codebook) -> dict[str, Any]:
+    around = [site.key for site in book.sites if site.role in ("producer", "consumer")]
+    return {
+        "id": id,
+        "key": book.label,
+        "keys": [list(level) for level in book.keys],
+        "family": book.family,
+        "levels": book.levels,
+        "heads": book.heads,
+        "num_codes": list(book.num_codes),
+        "dim": book.dim,
+        "dtype": str(book.dtype).removeprefix("torch."),
+        "metric": book.metric,
+        "residual": book.residual,
+        "projection": {"width": book.outer_width} if book.outer_width else None,
+        "ema_twins": list(book.ema_twins),
+        "neighbours": list(dict.fromkeys(around)),
+        "copies": list(book.copies),
+        "emit": dict(supported(ckpt, book)),
+        "warnings": list(book.warnings),
+    }
+
+
+def _numbers(ckpt: Checkpoint, book: Codebook) -> dict[str, Any]:
+    """Means over levels and heads; None where a table holds no finite spread."""
+    tables = [codes for table in book.parts(ckpt).tables for codes in table]
+    if not all(np.isfinite(codes.double().numpy()).all() for codes in tables):
+        return {"effective_rank": None, "mean_cosine": None}
+    return {
+        "effective_rank": float(np.mean([effective_rank(codes) for codes in tables])),
+        "mean_cosine": float(np.mean([mean_cosine(codes) for codes in tables])),
+    }

@@ -1,0 +1,119 @@
+"""What a user may ask of `toc optimize`, checked once where it enters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from toc_cli.errors import UsageError
+from toc_cli.io.families.base import Mode
+from toc_cli.ops.criterion import CRITERIA
+
+METRICS = ("euclidean", "cosine", "dot")
+MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
+EVALUATED_ROWS = 32768
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""`progress(title, total rows)` opens a bar and gives the function that moves it."""
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """The progress that shows nothing."""
+    return nullcontext(lambda count: None)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of one run; each field is a flag of `toc optimize`, recorded as given."""
+
+    keep: str = "0.5"
+    criterion: str = "toc"
+    weights: tuple[float, float] = (0.7, 0.3)
+    """(similarity, variance)."""
+    normalize: Literal["none", "l2"] = "none"
+    ratio: str | None = None
+    """`MAX:MIN`: the share of D' from either end of the ranking."""
+    codebook: str | None = None
+    layout: str | None = None
+    metric: str | None = None
+    modalities: tuple[str, ...] = ()
+    channel_axis: int | None = None
+    space: Literal["auto", "codebook"] = "auto"
+    """codebook: the features are past the projection even where they have the outer width too."""
+    max_memory: int = 2**30
+    """Bytes for blocks of features."""
+    eval_rows: int | None = EVALUATED_ROWS
+    """Rows of each modality on which before and after are measured; None: all. Usage is always counted on all."""
+    fill: Literal["mean", "zero"] | None = None
+    sweep: str | None = None
+    max_distortion: float | None = None
+    min_agreement: float | None = None
+    emit: tuple[Mode, ...] = ("codebook",)
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("--criterion", self.criterion, tuple(CRITERIA))
+        one_of("--normalize", self.normalize, ("none", "l2"))
+        one_of("--space", self.space, ("auto", "codebook"))
+        if self.metric is not None:
+            one_of("--metric", self.metric, METRICS)
+        if self.fill is not None:
+            one_of("--fill", self.fill, ("mean", "zero"))
+        for mode in self.emit:
+            one_of("--emit", mode, MODES)
+        if self.keep == "auto" and self.max_distortion is None and self.min_agreement is None:
+            raise UsageError("--keep auto needs a bound.", "Give --max-distortion, --min-agreement or both.")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise UsageError(f"--min-agreement {self.min_agreement} is not a share.", "Use a number from 0 to 1.")
+        if self.max_distortion is not None and self.max_distortion < 0:
+            raise UsageError(f"--max-distortion {self.max_distortion} is negative.", "It bounds the excess distortion.")
+        if self.eval_rows is not None and self.eval_rows < 1:
+            raise UsageError(f"--eval-rows {self.eval_rows} measures nothing.", "Use a count from 1, or all.")
+
+    def as_record(self) -> dict[str, Any]:
+        """The options as the record keeps them: what changes a result, not where or how fast it was computed."""
+        kept = {name: value for name, value in asdict(self).items() if name not in ("max_memory", "device")}
+        return {**kept, "eval_rows": "all" if self.eval_rows is None else self.eval_rows}
+
+
+def one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    """UsageError that lists what is known, if `value` is not among it."""
+    if value not in known:
+        raise UsageError(f"{flag} {value!r} is unknown.", f"Use one of: {', '.join(known)}.")
+
+
+def parse_weights(text: str) -> tuple[float, float]:
+    """`SIM,VAR` as two numbers. UsageError otherwise."""
+    try:
+        similarity, variance = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--weights {text!r} is not SIM,VAR.", "Use two numbers, such as 0.7,0.3.") from None
+    if not (abs(similarity) < float("inf") and abs(variance) < float("inf")):
+        raise UsageError(f"--weights {text!r} is not finite.", "Use two numbers, such as 0.7,0.3.")
+    return similarity, variance
+
+
+def parse_bytes(text: str) -> int:
+    """`512MiB`, `1GiB`, `2g` or plain bytes. UsageError otherwise."""
+    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+    plain = text.strip().lower().removesuffix("ib").removesuffix("b")
+    number, unit = (plain[:-1], plain[-1:]) if plain[-1:] in units and plain[-1:] else (plain, "")
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, OverflowError):
+        raise UsageError(f"--max-memory {text!r} is not a size.", "Use a size such as 512MiB or 1GiB.") from None
+    if size < 2**20:
+        raise UsageError(f"--max-memory {text} is below 1 MiB.", "Use a size such as 512MiB or 1GiB.")
+    return size
+
+
+def parse_rows(text: str) -> int | None:
+    """A count of rows, or None for `all`. UsageError otherwise."""
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"--eval-rows {text!r} is not a count.", "Use a whole number, or all.")
+    return int(text)

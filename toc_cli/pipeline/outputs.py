@@ -1,0 +1,80 @@
+"""Where a run writes, decided and refused before the first feature is read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toc_cli.errors import OutputError, UsageError
+from toc_cli.io.families.base import Mode
+
+SUFFIX = ".toc.safetensors"
+_ENDINGS = (".safetensors.index.json", ".bin.index.json", SUFFIX)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The names of a run: `<stem>.toc.safetensors`, `<stem>.toc.json`, `<stem>.<mode><ext>` (a folder for a folder or shards)."""
+
+    checkpoint: Path
+    emit: tuple[Mode, ...] = ("codebook",)
+    named: Path | None = None
+    """`-o`: the artefact's name, which gives the others' stem."""
+    force: bool = False
+    stem: Path = field(init=False)
+    extension: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        stem, extension = stem_and_extension(self.checkpoint)
+        if self.named is not None:
+            if not self.named.name.endswith(SUFFIX) or self.named.name == SUFFIX:
+                raise UsageError(f"-o {self.named} does not end in {SUFFIX}.", f"Use -o NAME{SUFFIX}.")
+            stem = self.named.with_name(self.named.name.removesuffix(SUFFIX))
+        object.__setattr__(self, "stem", stem)
+        object.__setattr__(self, "extension", extension)
+
+    @property
+    def artefact(self) -> Path:
+        """The pruned codebook."""
+        return self.stem.with_name(self.stem.name + SUFFIX)
+
+    @property
+    def record(self) -> Path:
+        """The run record."""
+        return self.stem.with_name(self.stem.name + ".toc.json")
+
+    def of(self, mode: Mode) -> Path:
+        """The file or folder of an emit mode."""
+        return self.artefact if mode == "codebook" else self.stem.with_name(f"{self.stem.name}.{mode}{self.extension}")
+
+    @property
+    def checkpoints(self) -> tuple[Mode, ...]:
+        """The modes that write a checkpoint of the input's own format."""
+        return tuple(mode for mode in self.emit if mode != "codebook")
+
+    def refuse_what_stands(self) -> None:
+        """UsageError for an output that exists (without `force`) or is the input; OutputError for a folder that cannot be written."""
+        folder = self.stem.parent
+        if not folder.is_dir():
+            raise OutputError(f"The output folder {folder} does not exist.", "Create it, or name another with -o.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"The output folder {folder} is not writable.", f"Name another with -o NAME{SUFFIX}.")
+        for target in (self.artefact, self.record, *map(self.of, self.checkpoints)):
+            if target.exists() and os.path.samefile(target, self.checkpoint):
+                raise UsageError(
+                    f"{target} is the input itself, which is never written.", f"Name another with -o NAME{SUFFIX}."
+                )
+            if os.path.lexists(target) and not self.force:
+                raise UsageError(f"{target} exists.", "--force replaces it; -o names another.")
+
+
+def stem_and_extension(checkpoint: Path) -> tuple[Path, str]:
+    """`model.safetensors` gives (`model`, `.safetensors`); folders and shard indexes have no extension: they become folders."""
+    for ending in _ENDINGS:
+        if checkpoint.name.endswith(ending) and checkpoint.name != ending:
+            return checkpoint.with_name(checkpoint.name.removesuffix(ending)), SUFFIX if ending == SUFFIX else ""
+    if checkpoint.is_dir():
+        whole = checkpoint.resolve() if checkpoint.name in ("", "..") else checkpoint
+        return whole, ""
+    return checkpoint.with_suffix(""), checkpoint.suffix

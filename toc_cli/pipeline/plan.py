@@ -1,0 +1,269 @@
+"""`toc optimize` as a function: read, count, score, choose, measure; then, when told to, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toc_cli.errors import UsageError
+from toc_cli.io.artefact import write_artefact, write_record
+from toc_cli.io.atomic import sha256
+from toc_cli.io.checkpoint import open_checkpoint
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families import detect
+from toc_cli.io.families.base import Mode
+from toc_cli.io.features import Features, open_features
+from toc_cli.io.names import printable
+from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.selection import parse_keep
+from toc_cli.pipeline.artefacts import as_artefact
+from toc_cli.pipeline.census import Census, count_usage
+from toc_cli.pipeline.choice import Choice, choose, rank_dimensions
+from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
+from toc_cli.pipeline.emission import edits_for, refuse_impossible, write_checkpoint
+from toc_cli.pipeline.findings import modality_agreement, probe_labels, stability_of
+from toc_cli.pipeline.options import Options, Progress, silent
+from toc_cli.pipeline.outputs import Outputs
+from toc_cli.pipeline.ranks import Ranks, from_environment
+from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, hash_inputs, run_record
+from toc_cli.pipeline.sample import Form, Measured, measure_forms, shift_of
+from toc_cli.pipeline.source import Fit, Source, device_of, fits, sources
+
+VERIFIED_ROWS = 2048
+
+
+@dataclass
+class Plan:
+    """What a run found and will write: the chosen dimensions, the pruned quantisers, the record."""
+
+    checkpoint: Checkpoint
+    features: Features
+    options: Options
+    chosen: list[tuple[Source, Census, Choice]]
+    record: dict[str, Any]
+    outputs: Outputs | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        """Per codebook the kept dimensions (L or 1, H, D') int64, ascending."""
+        return [choice.kept for _, _, choice in self.chosen]
+
+    @property
+    def scores(self) -> list[torch.Tensor]:
+        """Per codebook the scores (L or 1, H, D) float64."""
+        return [torch.from_numpy(choice.table("score")) for _, _, choice in self.chosen]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Per codebook the record's entry: before, after, intervals, baselines."""
+        return self.record["codebooks"]
+
+    @property
+    def codebook(self) -> Quantiser:
+        """The pruned quantiser of the first codebook, for `toc_cli.quantize`."""
+        return self.chosen[0][2].form
+
+    def size(self, mode: Mode) -> int:
+        """Bytes that an emit mode will take, headers aside."""
+        pairs = [(source, choice) for source, _, choice in self.chosen]
+        if mode == "codebook":
+            tensors = as_artefact(self.chosen, self.options, []).tensors
+            return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+        changed = edits_for(self.checkpoint, pairs, mode).tensors
+        added = sum(tensor.numel() * tensor.dtype.itemsize for tensor in changed.values())
+        return added + sum(info.nbytes for key, info in self.checkpoint.infos.items() if key not in changed)
+
+    def save(self, path: str | Path, *, force: bool = False) -> list[Path]:
+        """Write the artefact to `path` and the record beside it. UsageError if either exists and not `force`."""
+        self.outputs = Outputs(self.checkpoint.path, ("codebook",), Path(path), force)
+        return self.write()
+
+    def write(self, *, verify: bool = False) -> list[Path]:
+        """Write and check every output; on any failure none is left. Returns the files."""
+        if self.outputs is None:
+            raise UsageError("The plan has no outputs.", "Use plan.save(path).")
+        self.outputs.refuse_what_stands()
+        written: list[Path] = []
+        try:
+            if self.ranks.writes:
+                self._write(self.outputs, written)
+                if verify:
+                    self._verify(self.outputs)
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+        return written
+
+    def _write(self, outputs: Outputs, written: list[Path]) -> None:
+        chosen = [(source, choice) for source, _, choice in self.chosen]
+        samples = [_sample(self.features, census) for _, census, _ in self.chosen]
+        entries = []
+        for mode in outputs.checkpoints:
+            target = outputs.of(mode)
+            files = write_checkpoint(self.checkpoint, chosen, mode, target, self.options, samples)
+            written += files
+            entries += [_output(mode, file, target) for file in files]
+        write_artefact(outputs.artefact, as_artefact(self.chosen, self.options, self.record["inputs"]))
+        written.append(outputs.artefact)
+        self.record["outputs"] = [_output("codebook", outputs.artefact, outputs.artefact), *entries]
+        write_record(outputs.record, self.record)
+        written.append(outputs.record)
+
+    def _verify(self, outputs: Outputs) -> None:
+        """Load every written checkpoint in its own library, run it, and hold its tokens against the pruned codebook's."""
+        for mode in outputs.checkpoints:
+            for id, (source, census, choice) in enumerate(self.chosen):
+                verify_in_library(outputs.of(mode), mode, id, source, choice, _sample(self.features, census), self.options)
+
+
+def _output(mode: str, file: Path, target: Path) -> dict[str, Any]:
+    name = file.name if file == target or file.parent == target.parent else f"{target.name}/{file.name}"
+    return {"mode": mode, "name": name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def _sample(features: Features, census: Census) -> tuple[Fit, torch.Tensor]:
+    fit = census.fits[0]
+    blocks = features.blocks(fit.dataset.name, stop=min(VERIFIED_ROWS, fit.dataset.rows))
+    return fit, torch.cat([torch.from_numpy(x) for _, x in blocks])
+
+
+def plan_optimization(
+    checkpoint: str | Path | Checkpoint,
+    features: str | Path | Sequence[str | Path] | Features,
+    options: Options = Options(),
+    outputs: Outputs | None = None,
+    *,
+    progress: Progress = silent,
+) -> Plan:
+    """Everything of `toc optimize` but the writing. Outputs that stand are refused before the first feature is read."""
+    started = time.perf_counter()
+    ranks = from_environment()
+    ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    if outputs is not None:
+        outputs.refuse_what_stands()
+    books = sources(ckpt, detect(ckpt, codebook=options.codebook, layout=options.layout, metric=options.metric))
+    for source in books:
+        parse_keep(options.keep, source.full.dim)
+        if options.sweep:
+            parse_sweep(options.sweep, source.full.dim)
+    opened = features if isinstance(features, Features) else open_features(
+        features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
+    )  # fmt: skip
+    device = device_of(options.device)
+    books = [replace(source, full=source.full.to(device)) for source in books]
+    chosen_fits = [fits(source, opened, options.space) for source in books]
+    hashes = hash_inputs(ckpt, opened) if ranks.writes else None
+    found = count_usage(books, chosen_fits, opened, options, ranks, progress)
+    counted = time.perf_counter()
+    sized = _sizes(books, found, opened, options, ranks, progress)
+    chosen = [
+        (
+            source,
+            census,
+            choose(
+                source,
+                census,
+                rank_dimensions(source, census, options.criterion, options, options.seed),
+                count,
+                options,
+            ),
+        )
+        for source, census, count in zip(books, found, sized, strict=True)
+    ]
+    if outputs is not None:
+        pairs = [(source, choice) for source, _, choice in chosen]
+        refuse_impossible(ckpt, pairs, outputs.checkpoints)
+    entries = [_entry(*each, opened, options, ranks, progress) for each in chosen]
+    inputs = ranks.gather(hashes.result() if hashes else None)[0] or []
+    record = run_record(options, inputs, warnings_of(books), entries)
+    seconds = time.perf_counter() - started
+    rows = sum(census.rows for census in found)
+    record["timing"] = {
+        "seconds": round(seconds, 3), "counting_seconds": round(counted - started, 3),
+        "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
+    }  # fmt: skip
+    return Plan(ckpt, opened, options, chosen, record, outputs, ranks)
+
+
+def _sizes(
+    books: Sequence[Source],
+    found: Sequence[Census],
+    features: Features,
+    options: Options,
+    ranks: Ranks,
+    progress: Progress,
+) -> list[int]:
+    """D' of each codebook; `auto` is the largest need among codebooks that must be cut to one size."""
+    fixed = [parse_keep(options.keep, source.full.dim) for source in books]
+    counts = [
+        count or Curve(source, census, features, options, ranks, progress).smallest()
+        for count, source, census in zip(fixed, books, found, strict=True)
+    ]
+    largest: dict[str, int] = {}
+    for source, count in zip(books, counts, strict=True):
+        largest[source.book.together] = max(count, largest.get(source.book.together, 0))
+    return [
+        largest[source.book.together] if source.book.together else count
+        for source, count in zip(books, counts, strict=True)
+    ]
+
+
+def _entry(
+    source: Source,
+    census: Census,
+    choice: Choice,
+    features: Features,
+    options: Options,
+    ranks: Ranks,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure the choice against the baselines and describe it."""
+    curve = Curve(source, census, features, options, ranks, progress)
+    forms: dict[str, Form] = {CHOSEN: lambda: choice.form}
+    forms |= {f"random{k}": curve.builder("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
+    forms |= {name: curve.builder(name, choice.count, options.seed) for name in ("variance", "pca")}
+    shift = shift_of(source, census.fits[0], features, options.eval_rows)
+    runs: dict[str, Measured] = {
+        fit.dataset.name: measure_forms(
+            source, fit, features, forms, ("full", CHOSEN), shift, options.eval_rows, ranks, progress
+        )
+        for fit in census.fits
+    }
+    sweep = curve.sweep(parse_sweep(options.sweep, source.full.dim)) if options.sweep else None
+    return BookRecord(source, census, choice, runs, options).build(
+        sweep=sweep,
+        stability=stability_of(source, census, choice, options),
+        modality_agreement=modality_agreement(source, census, choice.count, options),
+        probe=probe_labels(source, census, choice, runs, features, options),
+    )
+
+
+def warnings_of(books: Sequence[Source]) -> list[dict[str, Any]]:
+    """What a user should know of the inputs before trusting the figures."""
+    found = []
+
+    def warn(id: str, source: Source, text: str) -> None:
+        found.append({"id": id, "codebook": source.id, "text": text})
+
+    for source in books:
+        label = printable(source.book.label, 120)
+        for text in source.book.warnings:
+            warn("family", source, f"{label}: {text}")
+        if same := constant_dimensions(source):
+            shown = ", ".join(map(str, same[:8])) + (" …" if len(same) > 8 else "")
+            warn(
+                "constant_dimensions",
+                source,
+                f"{label}: {len(same)} constant dimensions ({shown}) tell codes apart by nothing.",
+            )
+        zero = sum(int((level.codes == 0).all(-1).sum()) for level in source.full.levels)
+        if zero:
+            warn("zero_codes", source, f"{label}: {zero} codes are all zero, as codes that were never used are.")
+    return found

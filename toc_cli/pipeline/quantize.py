@@ -1,0 +1,152 @@
+"""Features to tokens, streamed, with the structure of the datasets they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import torch
+
+from toc_cli import __version__
+from toc_cli.errors import UsageError
+from toc_cli.io.artefact import read_artefact
+from toc_cli.io.atomic import atomic_file, check_target, sha256
+from toc_cli.io.checkpoint import open_checkpoint
+from toc_cli.io.families import detect
+from toc_cli.io.features import Dataset, Features, open_features
+from toc_cli.io.names import printable
+from toc_cli.ops.quantiser import Quantiser
+from toc_cli.pipeline.census import tally, zeros
+from toc_cli.pipeline.options import Progress, silent
+from toc_cli.pipeline.source import device_of, inside, on_outer_side, sources, widths
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """The choices of `toc quantize`; each field is a flag."""
+
+    book: int = 0
+    """Id of the codebook in the artefact."""
+    vectors: bool = False
+    modalities: tuple[str, ...] = ()
+    channel_axis: int | None = None
+    space: Literal["auto", "codebook"] = "auto"
+    max_memory: int = 2**30
+    device: str = "auto"
+
+
+def quantize_features(
+    features: Sequence[str | Path],
+    codebook: Path,
+    output: Path | None,
+    options: QuantizeOptions,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write `<stem>.tokens.h5`: a dataset per modality, tokens in the smallest unsigned dtype that fits, and what was counted.
+
+    Token axes: the features' own without the channel axis, then levels (if several), then heads (if several).
+    """
+    source = Path(str(features[0]).partition("=")[2] or str(features[0]))
+    target = output or source.with_name(f"{source.name.split('.')[0]}.tokens.h5")
+    check_target(target, force=force, inputs=[codebook, source])
+    opened = open_features(
+        features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
+    )
+    form = read_quantiser(codebook, options.book).to(device_of(options.device))
+    fitting = [
+        (dataset, form if on_outer_side(form, dataset.width, options.space) else inside(form))
+        for dataset in opened.select(widths(form))
+    ]
+    done = []
+    with atomic_file(target) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["toc.version"] = __version__
+        file.attrs["toc.codebook_sha256"] = sha256(codebook) if codebook.is_file() else ""
+        for dataset, side in fitting:
+            with progress(f"quantising {printable(dataset.name, 60)}", dataset.rows) as advance:
+                done.append(_write(file, opened, dataset, side, options.vectors, advance))
+        for name, labels in opened.labels.items():
+            if name not in file:
+                file.create_dataset(name, data=labels.read(), track_times=False)
+    return {"output": str(target), "codebook": codebook.name, "datasets": done}
+
+
+def read_quantiser(path: Path, id: int) -> Quantiser:
+    """The quantiser of an artefact's codebook, or of a checkpoint's with all its dimensions."""
+    ckpt = open_checkpoint(path)
+    if ckpt.container == "toc artefact":
+        from toc_cli.pipeline.artefacts import quantiser_of
+
+        return quantiser_of(read_artefact(path), id)
+    found = sources(ckpt, detect(ckpt))
+    if not 0 <= id < len(found):
+        raise UsageError(f"--id {id}: the checkpoint holds codebooks 0 to {len(found) - 1}.", "toc inspect lists them.")
+    return found[id].full
+
+
+def _write(
+    file: h5py.File, features: Features, dataset: Dataset, form: Quantiser, vectors: bool, advance: Any
+) -> dict[str, Any]:
+    counts = zeros(form)
+    most = max(level.codes.shape[1] for level in form.levels)
+    axes = tuple(n for n in (len(form.levels), form.heads) if n > 1)
+    tokens = _dataset(file, dataset.name, (*dataset.lead_shape, *axes), smallest_unsigned(most))
+    tokens.attrs["levels"], tokens.attrs["heads"] = len(form.levels), form.heads
+    tokens.attrs["num_codes"] = [level.codes.shape[1] for level in form.levels]
+    rows_each = math.prod(dataset.lead_shape[1:])
+    out = None
+    for first, x in features.blocks(dataset.name, rows_multiple=rows_each):
+        found = form.tokens(torch.from_numpy(x))
+        tally(counts, found)
+        start, stop = first // rows_each, (first + len(x)) // rows_each
+        tokens[start:stop] = found.numpy().astype(tokens.dtype).reshape(stop - start, *tokens.shape[1:])
+        if vectors:
+            rows = quantised(form, found)
+            if out is None:
+                out = _dataset(
+                    file, f"{dataset.name}.vectors", (*dataset.lead_shape, rows.shape[1]), np.dtype(np.float32)
+                )
+            out[start:stop] = rows.numpy().reshape(stop - start, *out.shape[1:])
+        advance(len(x))
+    return {
+        "name": dataset.name,
+        "shape": list(tokens.shape),
+        "dtype": str(tokens.dtype),
+        "rows": dataset.rows,
+        "codes": int(sum(table.size for table in counts)),
+        "used_codes": int(sum(np.count_nonzero(table) for table in counts)),
+        "perplexity": float(np.mean([perplexity(row) for table in counts for row in table])),
+    }
+
+
+def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """A chunked dataset of about 1 MiB chunks along the first axis, without time stamps."""
+    row = max(1, math.prod(shape[1:])) * dtype.itemsize
+    chunks = (max(1, min(shape[0], 2**20 // row)), *shape[1:])
+    return file.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, track_times=False)
+
+
+def smallest_unsigned(codes: int) -> np.dtype:
+    """The smallest unsigned dtype that holds tokens 0 … codes - 1."""
+    return np.min_scalar_type(codes - 1)
+
+
+def quantised(form: Quantiser, tokens: torch.Tensor) -> torch.Tensor:
+    """The pruned codebook's own vectors (N, H*D') float32, summed over the levels of a residual chain;
+    (N, W) in the outer space where levels have their own projections."""
+    if form.level_out:
+        return form.vectors(tokens).float()
+    parts = [codes.float().flatten(1) for codes in form.kept_codes(tokens)]
+    return torch.stack(parts).sum(0) if form.residual else torch.cat(parts, 1)
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """exp of the entropy of the codes' shares, 1 … K."""
+    p = counts[counts > 0] / max(1, counts.sum())
+    return float(np.exp(-np.sum(p * np.log(p)))) if p.size else 0.0

@@ -1,0 +1,292 @@
+"""The run record: what was read, what was kept, and what it changes, with intervals and baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from toc_cli import __version__
+from toc_cli.io.atomic import sha256
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.features import Features
+from toc_cli.ops.bootstrap import interval, resample
+from toc_cli.ops.criterion import dead_dimensions
+from toc_cli.ops.figures import figures
+from toc_cli.ops.geometry import Geometry, geometry
+from toc_cli.ops.metrics import measure, stack
+from toc_cli.ops.usage import count_tokens, is_rarefied, js_bits, matches, resampled_usage, usage
+from toc_cli.pipeline.census import Census, pairs_of
+from toc_cli.pipeline.choice import Choice
+from toc_cli.pipeline.curve import RANDOM_SEEDS, mean, number
+from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.sample import Measured
+from toc_cli.pipeline.source import Source
+
+MOST_FIGURES = 8
+CHOSEN = "chosen"
+BASELINE_FIELDS = ("token_agreement", "excess_distortion", "snr_db", "distortion")
+
+
+def hash_inputs(ckpt: Checkpoint, features: Features) -> Future[list[dict[str, Any]]]:
+    """SHA-256 of every input, computed beside the work; names without folders."""
+    files = [("config" if path.name.endswith("config.json") else "checkpoint", path) for path in ckpt.files]
+    files += [("features", Path(path)) for path in dict.fromkeys(features.files)]
+    executor = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+
+    def hashed() -> list[dict[str, Any]]:
+        return [
+            {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+            for role, path in files
+        ]
+
+    future = executor.submit(hashed)
+    executor.shutdown(wait=False)
+    return future
+
+
+def run_record(
+    options: Options,
+    inputs: Sequence[Mapping[str, Any]],
+    warnings: Sequence[Mapping[str, Any]],
+    codebooks: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The whole record but for its outputs and timing."""
+    return {
+        "schema_version": 1,
+        "tool": {"name": "toc", "version": __version__},
+        "inputs": list(inputs),
+        "options": options.as_record(),
+        "outputs": [],
+        "warnings": list(warnings),
+        "codebooks": list(codebooks),
+        "timing": {},
+    }
+
+
+class BookRecord:
+    """One codebook's part of the record, from the census, the choice and what was measured per modality."""
+
+    def __init__(
+        self, source: Source, census: Census, choice: Choice, runs: Mapping[str, Measured], options: Options
+    ) -> None:
+        self.source, self.census, self.choice, self.runs, self.options = source, census, choice, runs, options
+        self.levels, self.heads = len(source.full.levels), source.full.heads
+        self.num_codes = [level.codes.shape[1] for level in source.full.levels]
+        self.before_geometry = _geometries([level.codes for level in source.full.levels])
+        self.after_geometry = _geometries([level.codes for level in choice.form.levels])
+
+    def build(self, **more: Any) -> dict[str, Any]:
+        """The entry; `more` adds what other passes found (sweep, probe, stability, modality agreement)."""
+        book, pooled = self.source.book, _pool(list(self.runs.values()))
+        before, after, ci = self._figures(pooled)
+        table = self.choice.table
+        return {
+            "id": self.source.id,
+            "key": book.label,
+            "keys": [list(level) for level in book.keys],
+            "family": book.family,
+            "metric": book.metric,
+            "dtype": str(book.dtype).removeprefix("torch."),
+            "levels": self.levels,
+            "heads": self.heads,
+            "num_codes": self.num_codes,
+            "dim": self.source.full.dim,
+            "kept_dim": self.choice.count,
+            "residual": book.residual,
+            "projection": self._projection(),
+            "rotation": self.choice.rotation is not None,
+            "fill": "mean" if self.choice.fill.any() else "zero",
+            "kept": self.choice.kept.tolist(),
+            "order": self.choice.order.tolist(),
+            **{name: table(name).tolist() for name in ("score", "similarity", "variance")},
+            "sample": {
+                "rows": self.census.rows,
+                "evaluated": pooled.rows,
+                "blocks": len(pooled.sums["full"].rows),
+                "rarefied": is_rarefied(pooled.rows, self.num_codes),
+            },
+            "usage": {"rows": self.census.rows, **_rounded(usage(self.census.pooled))},
+            "before": before,
+            "after": after,
+            "ci95": ci,
+            "baselines": self._baselines(pooled),
+            "advantage_over_random": self._advantage(pooled),
+            "per_level": [self._level(pooled, level) for level in range(self.levels)] if self.levels > 1 else [],
+            "per_modality": {name: self._modality(run) for name, run in self.runs.items()}
+            if len(self.runs) > 1
+            else {},
+            "cross_modal": self._cross_modal(),
+            "dead_dimensions": int(
+                sum(dead_dimensions(row).sum() for row in table("variance").reshape(-1, self.source.full.dim))
+            ),
+            "constant_dimensions": constant_dimensions(self.source),
+            "figures": self._pictures(pooled),
+            **more,
+        }
+
+    def _projection(self) -> dict[str, Any] | None:
+        if self.source.book.outer_width is None:
+            return None
+        return {"width": self.source.book.outer_width, "applied": any(fit.projected for fit in self.census.fits)}
+
+    def _figures(
+        self, run: Measured, level: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """`before`, `after` and their intervals on one sample, pooled or of one modality, over all levels or through one."""
+        weights = resample(len(run.sums["full"].rows), self.options.seed)
+        sides, intervals = [], []
+        for name, shape in (("full", self.before_geometry), (CHOSEN, self.after_geometry)):
+            pruned = name == CHOSEN
+            full = run.sums["full"] if pruned else None
+            one = {
+                k: number(v[0]) for k, v in measure(run.sums[name], full=full, spread=run.spread, level=level).items()
+            }
+            many = measure(run.sums[name], full=full, spread=run.spread, weights=weights, level=level)
+            tokens = run.tokens[name] if level is None else run.tokens[name][:, level : level + 1]
+            counts = [
+                count for at, count in enumerate(count_tokens(run.tokens[name], self.num_codes)) if level in (None, at)
+            ]
+            codes = self.num_codes if level is None else [self.num_codes[level]]
+            used = _rounded(usage(counts))
+            one |= used | _shape(shape if level is None else [shape[level]])
+            one["bytes"] = sum(
+                level.codes.numel() * self.source.book.dtype.itemsize for level in self._levels(name, level)
+            )
+            assert run.block_of_row is not None
+            many |= resampled_usage(tokens, run.block_of_row, codes, weights)
+            sides.append({field: one.get(field) for field in _FIELDS})
+            intervals.append({field: _interval(values, one.get(field), field) for field, values in many.items()})
+        return sides[0], sides[1], {"before": intervals[0], "after": intervals[1]}
+
+    def _levels(self, name: str, level: int | None) -> list[Any]:
+        form = self.source.full if name == "full" else self.choice.form
+        return list(form.levels) if level is None else [form.levels[level]]
+
+    def _baselines(self, run: Measured) -> dict[str, Any]:
+        def at(name: str) -> dict[str, float | None]:
+            values = measure(run.sums[name], full=run.sums["full"], spread=run.spread)
+            return {field: number(values[field][0]) if field in values else None for field in BASELINE_FIELDS}
+
+        draws = [at(f"random{seed}") for seed in range(RANDOM_SEEDS)]
+        return {
+            "random": {field: _spread([draw[field] for draw in draws]) for field in BASELINE_FIELDS},
+            "variance": at("variance"),
+            "pca": at("pca"),
+        }
+
+    def _advantage(self, run: Measured) -> dict[str, Any]:
+        """How much less excess distortion, and more agreement, than random dimensions: paired over the same blocks."""
+        weights = resample(len(run.sums["full"].rows), self.options.seed)
+        result = {}
+        for name, field, sign in (("distortion", "excess_distortion", 1), ("agreement", "token_agreement", -1)):
+
+            def gap(w: np.ndarray | None, field: str = field, sign: int = sign) -> np.ndarray:
+                full = run.sums["full"]
+                random = np.mean(
+                    [measure(run.sums[f"random{k}"], full=full, weights=w)[field] for k in range(RANDOM_SEEDS)], axis=0
+                )
+                return sign * (random - measure(run.sums[CHOSEN], full=full, weights=w)[field])
+
+            bounds = interval(gap(weights))
+            result[name] = {"value": number(gap(None)[0]), "ci95": list(bounds) if bounds else None}
+        return result
+
+    def _level(self, run: Measured, level: int) -> dict[str, Any]:
+        before, after, _ = self._figures(run, level)
+        return {"level": level, "before": before, "after": after}
+
+    def _modality(self, run: Measured) -> dict[str, Any]:
+        before, after, ci = self._figures(run)
+        return {"rows": run.rows, "before": before, "after": after, "ci95": ci}
+
+    def _cross_modal(self) -> dict[str, Any]:
+        result = {}
+        for a, b in pairs_of(self.census.fits):
+            left, right = self.runs[a.dataset.name], self.runs[b.dataset.name]
+            entry: dict[str, Any] = {"paired_rows": left.rows}
+            for side, name in (("before", "full"), ("after", CHOSEN)):
+                p, q = left.tokens[name], right.tokens[name]
+                entry[side] = {
+                    "code_agreement": matches(p, q) / len(p),
+                    "js_bits": js_bits(count_tokens(p, self.num_codes), count_tokens(q, self.num_codes)),
+                }
+            result[f"{a.dataset.name}|{b.dataset.name}"] = entry
+        return result
+
+    def _pictures(self, run: Measured) -> list[dict[str, Any]]:
+        before, after = (count_tokens(run.tokens[name], self.num_codes) for name in ("full", CHOSEN))
+        places = [(level, head) for level in range(self.levels) for head in range(self.heads)][:MOST_FIGURES]
+        return [
+            {"level": level, "head": head, **figures(
+                self.source.full.levels[level].codes[head], self.choice.form.levels[level].codes[head],
+                before[level][head], after[level][head],
+            )}
+            for level, head in places
+        ]  # fmt: skip
+
+
+_FIELDS = (
+    "token_agreement", "excess_distortion", "distortion", "snr_db", "near_tie_rate", "used_codes", "dead_codes", "perplexity",
+    "entropy", "mean_cosine", "min_distance", "effective_rank", "bytes",
+)  # fmt: skip
+
+
+def constant_dimensions(source: Source) -> list[int]:
+    """Dimensions that have one value in every code of some level and head."""
+    found: set[int] = set()
+    for level in source.full.levels:
+        same = (level.codes == level.codes[:, :1]).all(1)  # (H, D)
+        found |= set(same.any(0).nonzero().flatten().tolist())
+    return sorted(found)
+
+
+def _pool(runs: Sequence[Measured]) -> Measured:
+    """The samples of all modalities as one."""
+    if len(runs) == 1:
+        return runs[0]
+    first = runs[0]
+    spreads = [run.spread for run in runs if run.spread is not None]
+    blocks = np.cumsum([0, *(len(run.sums["full"].rows) for run in runs)])
+    return Measured(
+        rows=sum(run.rows for run in runs),
+        spread=stack(spreads) if len(spreads) == len(runs) else None,
+        sums={name: stack([run.sums[name] for run in runs]) for name in first.sums},
+        tokens={name: torch.cat([run.tokens[name] for run in runs]) for name in first.tokens},
+        block_of_row=np.concatenate([run.block_of_row + start for run, start in zip(runs, blocks, strict=False)]),
+    )
+
+
+def _geometries(levels: Sequence[torch.Tensor]) -> list[list[Geometry]]:
+    return [[geometry(codes) for codes in level] for level in levels]
+
+
+def _shape(levels: Sequence[Sequence[Geometry]]) -> dict[str, float | None]:
+    """Means over tables of cosine and rank, the least distance."""
+    tables = [table for level in levels for table in level]
+    return {
+        "mean_cosine": number(np.mean([table.mean_cosine for table in tables])),
+        "effective_rank": number(np.mean([table.effective_rank for table in tables])),
+        "min_distance": number(np.min([table.min_distance for table in tables])),
+    }
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if isinstance(value, int) else number(value) for name, value in figures.items()}
+
+
+def _interval(values: np.ndarray, centre: float | None, field: str) -> list[float] | None:
+    biased = field in ("perplexity", "entropy")
+    bounds = interval(values, centre if biased else None)
+    return None if bounds is None else list(bounds)
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "min": None, "max": None, "seeds": len(values)}
+    return {"mean": mean(values), "min": min(known), "max": max(known), "seeds": len(values)}

@@ -1,0 +1,124 @@
+"""The join of a checkpoint and its features: which dataset meets which codebook, and on which side of its projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.base import Codebook, Parts
+from toc_cli.io.features import Dataset, Features
+from toc_cli.io.names import printable
+from toc_cli.ops.criterion import check_codes
+from toc_cli.ops.quantiser import Quantiser, quantiser
+
+
+@dataclass(frozen=True)
+class Source:
+    """One codebook of the checkpoint, ready to quantise."""
+
+    id: int
+    book: Codebook
+    parts: Parts
+    full: Quantiser
+    """With the projection in, where the codebook has one."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A dataset that meets a codebook."""
+
+    dataset: Dataset
+    projected: bool
+    """Whether the checkpoint's projection is applied to it."""
+
+
+def sources(ckpt: Checkpoint, books: Sequence[Codebook]) -> list[Source]:
+    """Read every codebook's tensors and check that they can be scored. InputError with the key otherwise."""
+    return [_source(ckpt, id, book) for id, book in enumerate(books)]
+
+
+def _source(ckpt: Checkpoint, id: int, book: Codebook) -> Source:
+    parts = book.parts(ckpt)
+    for level, table in enumerate(parts.tables):
+        for head, codes in enumerate(table):
+            try:
+                check_codes(codes)
+            except InputError as error:
+                where = printable(book.keys[min(level, len(book.keys) - 1)][0]) or printable(ckpt.path.name)
+                at = f", head {head}" if book.heads > 1 else ""
+                raise InputError(f"{where}{at}: {error.what}", error.hint) from None
+    return Source(id, book, parts, whole(book, parts))
+
+
+def whole(book: Codebook, parts: Parts) -> Quantiser:
+    """The quantiser of a codebook with all its dimensions."""
+    return quantiser(
+        parts.tables,
+        metric=book.metric,
+        residual=book.residual,
+        unit_vectors=book.unit_vectors or book.stored_unit,
+        project_in=parts.project_in,
+        norm_in=parts.norm_in,
+        level_in=parts.level_in,
+        level_out=parts.level_out,
+        logits=parts.logits,
+    )
+
+
+def inside(full: Quantiser) -> Quantiser:
+    """The same for features that are past the projection already."""
+    return replace(full, project_in=None, norm_in=None)
+
+
+def form_for(form: Quantiser, fit: Fit) -> Quantiser:
+    """The quantiser as a dataset meets it."""
+    return form if fit.projected else inside(form)
+
+
+def fits(source: Source, features: Features, space: str) -> list[Fit]:
+    """The datasets whose width fits a codebook. InputError that names the widths where none does."""
+    return [
+        Fit(dataset, on_outer_side(source.full, dataset.width, space))
+        for dataset in features.select(widths(source.full))
+    ]
+
+
+def widths(full: Quantiser) -> set[int]:
+    """Feature widths that a quantiser reads: before its projection, and past it where the levels start there."""
+    return {full.width} if outer_only(full) else {full.width, full.heads * full.dim}
+
+
+def outer_only(full: Quantiser) -> bool:
+    """Whether only features before the projection can be walked: own projections per level, or a learned head."""
+    return bool(full.level_in) or full.logits is not None
+
+
+def on_outer_side(full: Quantiser, width: int, space: str) -> bool:
+    """Whether features of this width meet the projection first; where both sides are as wide, `space` decides."""
+    if outer_only(full):
+        return True
+    return has_projection(full) and width == full.width and (space != "codebook" or width != full.heads * full.dim)
+
+
+def has_projection(full: Quantiser) -> bool:
+    """Whether anything stands between the features and the codebook space."""
+    return full.project_in is not None or full.norm_in is not None
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. UsageError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name!r} is unknown.", "Use auto, cpu, cuda or cuda:0.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name!r} is not supported.", "Use auto, cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name} is not here: {torch.cuda.device_count()} CUDA devices.", "Use --device cpu.")
+    return device
