@@ -36,16 +36,14 @@ def sha256(path: Path) -> str:
 def atomic_file(target: str | Path) -> Iterator[Path]:
     """A path to write to; on success it becomes `target`, on any exception (Ctrl-C too) it is removed.
 
-    An OSError inside becomes OutputError: the writers below say the same of their libraries' own errors.
+    An OSError inside becomes OutputError; writers wrap other exceptions of their libraries in `write_errors`.
     """
     target = Path(target)
-    temporary = _beside(target)
+    temporary = beside(target)
     try:
         with write_errors(target):
             yield temporary
-            _sync(temporary)
-            os.replace(temporary, target)
-            _sync(target.parent)
+        publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,7 +52,7 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """A new empty folder to fill; on success it becomes `target` (an old one is replaced), else it is removed."""
     target = Path(target)
-    temporary, old = _beside(target), _beside(target)
+    temporary, old = beside(target), beside(target)
     try:
         with write_errors(target):
             temporary.mkdir()
@@ -81,7 +79,9 @@ def write_errors(target: Path, *also: type[Exception]) -> Iterator[None]:
     """Turn an OSError (and the exceptions of `also`) into the OutputError of this target."""
     try:
         yield
-    except (OSError, *also) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, *also)):
+            raise
         reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
         raise OutputError(
             f"{printable(target)} could not be written: {printable(reason)}.",
@@ -89,14 +89,23 @@ def write_errors(target: Path, *also: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def _beside(target: Path) -> Path:
+def beside(target: Path) -> Path:
+    """A fresh temporary name in the target's folder: a rename inside one file system is atomic."""
     return target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Make a finished temporary file the target, on disk before it has the name. OutputError if that fails."""
+    with write_errors(target):
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

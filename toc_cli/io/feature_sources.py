@@ -1,7 +1,7 @@
 """How each container gives a range of rows of one feature array, without reading the rest of it.
 
-Legend: an array has lead axes and one channel axis of width W; a row is one point of the lead axes, in C order; an item is
-one index of the first lead axis, `item_rows` rows.
+Legend: an array has lead axes and one channel axis of width W; a row is one point of the lead axes, in C order; an item
+is one index of the first lead axis.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Source(ABC):
 
     @abstractmethod
     def reader(self, axis: int, cache: int) -> Reader:
-        """Open for reading rows, with the channels along `axis` (counted from 0), and up to `cache` bytes held between reads."""
+        """Open for reading rows, with the channels along `axis` (counted from 0).
+
+        Up to `cache` bytes are held between reads.
+        """
 
 
 class Reader(ABC):
@@ -119,7 +122,7 @@ class RawRows(Reader):
         stored = self._source.header.dtype
         direct = out if stored == out.dtype and not self._source.bfloat16 else np.empty(out.shape, stored)
         self._file.seek(self._source.offset + start * self.width * stored.itemsize)
-        view = memoryview(direct.reshape(-1).view(np.uint8))
+        view = direct.reshape(-1).view(np.uint8).data
         while len(view):
             count = self._file.readinto(view)
             if not count:
@@ -135,7 +138,7 @@ class RawRows(Reader):
 
 
 class RawSlabs(Reader):
-    """Rows spread over the file (channels not last, or Fortran order): boxes of a mapping that is dropped after each range."""
+    """Rows spread over the file (channels not last, or Fortran order): boxes of a mapping, dropped after each range."""
 
     def __init__(self, source: RawSource, axis: int) -> None:
         super().__init__(source.shape, axis)
@@ -179,7 +182,7 @@ class StreamSource(Source):
 
 
 class StreamItems(Reader):
-    """Whole units (rows, or items where the channels are not last) of a decompressing stream; going back starts it again."""
+    """Whole units (rows, or items where the channels are not last) of a stream; going back starts it again."""
 
     def __init__(self, source: StreamSource, axis: int) -> None:
         super().__init__(source.shape, axis)
@@ -258,7 +261,7 @@ class Hdf5Rows(Reader):
                 c * math.prod(self.lead[i + 1 :]) for i, c in enumerate(chunk) if math.prod(chunk[:i]) == 1
             )
             self.unit_bytes = math.prod(source.chunks) * source.dtype.itemsize if source.filtered else 0
-        # A filtered chunk across two blocks is decoded once; an unfiltered one is read in part, without a copy in the cache.
+        # A filtered chunk across two blocks is decoded once; an unfiltered one is read in part, past the cache.
         self._handle = hdf5.open_hdf5(source.path, cache=cache if source.filtered else 0)
         self._dataset = self._handle[source.name]
 

@@ -6,7 +6,7 @@ Legend: a dataset has lead axes (clips, time, height, …), flattened to rows in
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Dataset:
         stop = self.rows if stop is None else min(stop, self.rows)
         return prefetch(self._read_blocks(start, stop, rows_multiple))
 
-    def _read_blocks(self, start: int, stop: int, rows_multiple: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _read_blocks(self, start: int, stop: int, rows_multiple: int) -> Generator[tuple[int, np.ndarray], None, None]:
         reader = self.source.reader(self.axis, cache=self.max_memory // 4)
         try:
             step = self.block_rows(reader.align, reader.unit_bytes, rows_multiple)
@@ -300,10 +300,12 @@ def _pick(datasets: dict[str, Dataset], modalities: Sequence[str]) -> dict[str, 
 
 def check_finite(block: np.ndarray, first: int, dataset: Dataset) -> None:
     """InputError with dataset and row if the block (B, W) holds NaN or Inf."""
+    flat = block.reshape(-1)
     with np.errstate(all="ignore"):
         # NaN and Inf survive a sum, which costs a fraction of a test of each number; an overflow is told apart below.
-        if np.isfinite(block.sum(dtype=np.float32 if block.dtype == np.float16 else None)):
-            return
+        total = flat.sum(dtype=np.float32) if block.dtype == np.float16 else np.dot(flat, flat)
+    if np.isfinite(total):
+        return
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):
         value = block[bad[0]][~np.isfinite(block[bad[0]])][0]

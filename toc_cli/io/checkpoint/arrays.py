@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ EXPANSION_LIMIT = 200
 """Times its compressed size that an array may take in memory; random floats reach about 1.1, a zip bomb 1000."""
 SMALL = 1 << 26
 """Bytes below which the expansion does not matter."""
+HEADER_LIMIT = 1 << 16
+"""Bytes of a .npy header; real ones have 118."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,17 @@ class ArrayHeader:
 
 
 def read_header(file: IO[bytes], shown: str, available: int) -> ArrayHeader:
-    """The checked header of a .npy stream of `available` bytes. InputError for objects, records and sizes that do not add up."""
+    """The checked header of a .npy stream of `available` bytes. InputError for objects and sizes that do not add up."""
     try:
-        version = np.lib.format.read_magic(file)
+        prefix = file.read(12)
+        wide = prefix[6:7] > b"\x01"
+        length = int.from_bytes(prefix[8:12] if wide else prefix[8:10], "little")
+        if length > HEADER_LIMIT:
+            raise ValueError(f"it claims {length:,} bytes")
+        text = io.BytesIO(prefix + file.read(length + (0 if wide else -2)))
+        version = np.lib.format.read_magic(text)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read(text)
     except (ValueError, TypeError, EOFError, MemoryError, RecursionError, OverflowError) as error:
         raise InputError(f"{shown} has a broken numpy header: {printable(str(error).partition(chr(10))[0])}.") from None
     if dtype.hasobject:
@@ -52,7 +61,7 @@ def read_header(file: IO[bytes], shown: str, available: int) -> ArrayHeader:
             f"{shown} is an array of Python objects, which only a pickle can hold; it is not loaded.",
             "Save it as plain numbers: np.save(path, np.stack(array).astype('float32')).",
         )
-    header = ArrayHeader(shape, dtype, fortran, file.tell())
+    header = ArrayHeader(shape, dtype, fortran, text.tell())
     if any(n < 0 for n in shape) or header.length + header.nbytes > available:
         raise InputError(
             f"{shown} is truncated: shape {shape} of {dtype} takes {header.nbytes:,} bytes, "

@@ -1,7 +1,7 @@
 """faiss indexes, read without faiss: product and residual quantisers, flat vectors, and the wrappers around them.
 
-Format (faiss/impl/index_write.cpp): a fourcc, then d i32, ntotal i64, two i64 of filler, trained u8, metric i32 (above 1 also
-an f32). Vectors are a u64 length and their items; a product quantiser is d, M, nbits u64 and its centroids.
+Format (faiss/impl/index_write.cpp): a fourcc, then d i32, ntotal i64, two i64 of filler, trained u8, metric i32 (above 1
+also an f32). Vectors are a u64 length and their items; a product quantiser is d, M, nbits u64 and its centroids.
 Legend: M sub-spaces, ksub = 2^nbits codes each, dsub = d / M.
 """
 
@@ -23,18 +23,18 @@ DEPTH_LIMIT = 8
 
 
 class FaissIndex(Checkpoint):
-    """The trained tables of an index: `pq.centroids` (M, ksub, dsub), `rq.codebooks` (rows, d), `coarse.xb` (nlist, d), `xb`.
+    """The trained tables of an index, by key: `pq.centroids` (M, ksub, dsub), `rq.codebooks` (rows, d), `xb` (n, d).
 
-    `transform.<i>.A` (d_out, d_in) and `.b` are the rotations before it. `values` tells ("faiss", "fourcc" | "metric" | "d" |
-    "M" | "nbits" | "by_residual"). An index of another kind lists no tensors, its fourcc tells which it is.
+    `coarse.xb` (nlist, d) stands before the product quantiser of an IVFPQ, `transform.<i>.A` (d_out, d_in) and `.b` are
+    rotations before either. `values` tells ("faiss", "fourcc" | "metric" | "d" | "M" | "nbits" | "by_residual"). An index
+    of another kind lists no tensors; its fourcc tells which it is.
     """
 
     container = "faiss"
-    read_only = "A faiss index is read, not written: build the smaller one in faiss from the pruned codebook."
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.read_only = type(self).read_only
+        self.read_only = "A faiss index is read, not written: build the smaller one in faiss from the pruned codebook."
         self.files = (path,)
         self._offsets: dict[str, int] = {}
         self._size = path.stat().st_size
@@ -44,7 +44,7 @@ class FaissIndex(Checkpoint):
                     self._product(file, "centroids")
                 else:
                     self._index(file, "", 0)
-        except struct.error:
+        except (struct.error, OSError, OverflowError):
             raise InputError(f"{printable(path)} is truncated.", "Copy or download it again.") from None
 
     def get(self, key: str) -> torch.Tensor:
@@ -56,7 +56,7 @@ class FaissIndex(Checkpoint):
 
     def write(self, target: Path, edits: Edits) -> list[Path]:
         self.require_writable()
-        raise AssertionError("read_only is always set")
+        return []
 
     def _index(self, file: BinaryIO, prefix: str, depth: int) -> None:
         if depth > DEPTH_LIMIT:

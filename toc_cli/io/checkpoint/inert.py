@@ -1,7 +1,7 @@
 """An unpickler that can run nothing: tensors are rebuilt, every other class or function becomes an empty stand-in.
 
-It reads checkpoints whose only obstacle is a harmless foreign object (an argparse.Namespace, an old Lightning callback, a
-numpy scalar). `torch.load(weights_only=False, pickle_module=InertPickle())` asks it for each global of the file.
+It reads checkpoints whose only obstacle is a harmless foreign object (an argparse.Namespace, an old Lightning callback,
+a numpy scalar). `torch.load(weights_only=False, pickle_module=InertPickle())` asks it for each global of the file.
 """
 
 from __future__ import annotations
@@ -14,28 +14,24 @@ from typing import Any
 import torch
 
 PROGRAM_MODULES = {
-    "__builtin__", "_io", "_posixsubprocess", "_thread", "asyncio", "atexit", "bdb", "builtins", "cgitb", "code", "codeop",
-    "commands", "ctypes", "distutils", "ensurepip", "fileinput", "ftplib", "functools", "gc", "http", "idlelib", "imp",
-    "importlib", "inspect", "io", "ipykernel", "IPython", "linecache", "marshal", "mmap", "multiprocessing", "nt", "operator",
-    "os", "pdb", "pickle", "pip", "pkgutil", "platform", "posix", "profile", "pty", "pydoc", "requests", "runpy", "shelve",
-    "shlex", "shutil", "signal", "site", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys",
-    "tarfile", "tempfile", "threading", "timeit", "trace", "types", "urllib", "uuid", "venv", "webbrowser", "zipimport",
+    "_posixsubprocess", "asyncio", "bdb", "cProfile", "code", "codeop", "commands", "ctypes", "distutils", "ensurepip",
+    "ftplib", "http", "imp", "importlib", "marshal", "nt", "os", "pdb", "pickle", "pip", "posix", "profile", "pty", "pydoc",
+    "requests", "runpy", "shutil", "signal", "site", "smtplib", "socket", "socketserver", "sqlite3", "subprocess", "sys",
+    "tarfile", "timeit", "trace", "urllib", "venv", "webbrowser", "zipimport",
 }  # fmt: skip
-"""Modules from which no checkpoint needs anything but the names below: a file that asks for more wants to run something."""
+"""Modules that no checkpoint needs: a file that asks for one of them wants to run something."""
 
-HARMLESS = {
-    *(("builtins", name) for name in ("set", "frozenset", "slice", "complex", "bytearray", "object", "range", "dict", "list")),
-    *(("__builtin__", name) for name in ("set", "frozenset", "slice", "complex", "bytearray", "object", "xrange", "dict", "list")),
-    ("functools", "partial"),
-    ("types", "SimpleNamespace"),
-    ("uuid", "UUID"),
+PROGRAM_BUILTINS = {
+    "__import__", "apply", "breakpoint", "compile", "delattr", "eval", "exec", "execfile", "exit", "file", "getattr",
+    "globals", "help", "input", "locals", "open", "print", "quit", "raw_input", "reload", "setattr", "vars",
 }  # fmt: skip
 
 
-class Inert(dict):  # type: ignore[type-arg]
+class Inert(dict):
     """Stands for an object of a foreign class: keeps the items of a dict subclass, ignores arguments and state."""
 
     origin = ""
+    dump_patches = False  # torch's legacy reader asks module classes for it before it would write a patch file
 
     def __new__(cls, *args: object, **kwargs: object) -> Inert:
         return super().__new__(cls)
@@ -67,6 +63,7 @@ class _Rebuild:
     """A torch function behind a wall: it can be called, and its attributes cannot be set by the file."""
 
     __slots__ = ("_function",)
+    _function: Any
 
     def __init__(self, function: Any) -> None:
         object.__setattr__(self, "_function", function)
@@ -108,7 +105,7 @@ class InertPickle(types.ModuleType):
         self.foreign = foreign
 
         # The pure-Python unpickler keeps its memo in a dict; the C one allocates as much as a hostile index asks for.
-        class Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+        class Unpickler(pickle._Unpickler):
             def find_class(self, module: str, name: str) -> Any:
                 if (module, name) in ALLOWED:
                     return ALLOWED[module, name]
@@ -133,5 +130,6 @@ class InertPickle(types.ModuleType):
         return [
             f"{module}.{name}"
             for module, name in self.foreign
-            if module.partition(".")[0] in PROGRAM_MODULES and (module, name) not in HARMLESS
+            if module.partition(".")[0] in PROGRAM_MODULES
+            or (module in ("builtins", "__builtin__") and name in PROGRAM_BUILTINS)
         ]

@@ -1,4 +1,4 @@
-"""safetensors: the header is read and checked here, the data by the safetensors library, and copies are made byte for byte.
+"""safetensors: the header is read and checked here, the data by the library, and copies are made byte for byte.
 
 Format: u64 header length, JSON header {name: {dtype, shape, data_offsets}}, then the data without holes.
 """
@@ -107,7 +107,7 @@ class SafetensorsFile(Checkpoint):
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The little-endian bytes of a tensor in row-major order."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def copy_bytes(source: BinaryIO, out: BinaryIO, count: int) -> None:

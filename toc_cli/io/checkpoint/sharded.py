@@ -1,4 +1,4 @@
-"""A model in several files with an index (`*.safetensors.index.json`, `pytorch_model.bin.index.json`): `weight_map` says which."""
+"""A model in several files: the `weight_map` of its index (`*.safetensors.index.json`, `*.bin.index.json`) says which."""
 
 from __future__ import annotations
 

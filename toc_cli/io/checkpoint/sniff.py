@@ -1,4 +1,4 @@
-"""Which container a file is: told by its first bytes, not by its name, with a sentence for each kind that is refused."""
+"""Which container a file is: told by its first bytes, not by its name; a sentence for each kind that is refused."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def container_of(path: Path) -> str:
     if path.name.endswith(".index.json"):
         return "index"
     if head[:4] == b"PK\x03\x04":
-        return _zip_kind(path)
+        kind = _zip_kind(path)
+        if kind == "torch" and path.suffix == ".safetensors":
+            raise InputError(f"{shown} is a torch file under the name of a safetensors file.", "Rename it to .pt.")
+        return kind
     if head.startswith(LEGACY_TORCH):
-        if head[257:262] == b"ustar":
-            raise InputError(f"{shown} is a tar archive dressed as a torch file; it is refused.")
         return "torch legacy"
     if head.startswith(b"\x93NUMPY"):
         return "npy"

@@ -1,10 +1,11 @@
-"""Files of torch.save, zip and legacy: weights-only, or through the inert unpickler where foreign objects stand in the way.
+"""Files of torch.save, zip and legacy: weights-only, or inert where foreign objects stand in the way.
 
 A zip file is mapped, not read: the listing touches no tensor data, and `get` copies one tensor out.
 """
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
@@ -38,18 +39,19 @@ class TorchFile(Checkpoint):
     def __init__(self, path: Path, *, legacy: bool = False) -> None:
         super().__init__(path)
         self._legacy = legacy
+        self._size = path.stat().st_size
         self._tree, foreign = load_tree(path, legacy=legacy)
         if foreign:
             names = ", ".join(printable(name, 80) for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
-            self.read_only = f"{printable(path)} also holds Python objects ({names}) that were not loaded and cannot be written back."
+            self.read_only = f"{printable(path)} also holds Python objects ({names}), which were not loaded and cannot be written back."
         self._places: dict[str, tuple[Hashable, ...]] = {}
         self._value_places: dict[tuple[str, ...], tuple[Hashable, ...]] = {}
         for place, leaf in leaves(self._tree):
             self._list(place, leaf)
         if not self.infos and foreign:
             raise InputError(
-                f"{printable(path)} holds pickled objects ({printable(foreign[0], 80)}) and no tensors outside of them: "
-                "loading it would run their code.",
+                f"{printable(path)} holds pickled objects ({printable(foreign[0], 80)}) and no tensors outside of "
+                "them: loading it would run their code.",
                 "Where you trust it, save its tensors: torch.save(model.state_dict(), 'weights.pt').",
             )
         self.config, config_files = config_beside(path)
@@ -73,9 +75,9 @@ class TorchFile(Checkpoint):
     def get(self, key: str) -> torch.Tensor:
         info = self.require(key)
         tensor = at(self._tree, self._places[key])
-        if info.nbytes > max(SMALL, tensor.untyped_storage().nbytes()):
+        if info.nbytes > max(SMALL, self._size):
             raise InputError(
-                f"{printable(self.path)}: {printable(key)} claims shape {info.shape}, more than the file has data for."
+                f"{printable(self.path)}: {printable(key)} claims shape {info.shape}, more than the whole file holds."
             )
         return tensor.detach().clone(memory_format=torch.contiguous_format)
 
@@ -92,7 +94,10 @@ class TorchFile(Checkpoint):
             return [target, *write_config_beside(target, self.config, edits.config)]
 
     def _edited(self, tree: Any, edits: Mapping[str, torch.Tensor]) -> Any:
-        """The tree with tensors replaced: in place where the shape stays (every view follows), shared where it was shared."""
+        """The tree with tensors replaced: in place where the shape stays, so that every view follows.
+
+        Tensors that were one view of one storage become one tensor again where the shape changes.
+        """
         replaced: dict[Hashable, torch.Tensor] = {}
         for key, new in edits.items():
             if key not in self._places:
@@ -127,7 +132,9 @@ class TorchFile(Checkpoint):
 def load_tree(path: Path, *, legacy: bool) -> tuple[Any, list[str]]:
     """The object of the file and the foreign globals that were left out. InputError where it is damaged or refused."""
     shown = printable(path)
-    options: dict[str, Any] = {"map_location": "cpu"} if legacy else {"map_location": "cpu", "mmap": True}
+    # Only a private mapping: the tree is edited in place, and the input must not see it.
+    private = torch.serialization.get_default_mmap_options() != getattr(mmap, "MAP_SHARED", None)
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": private and not legacy}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -163,9 +170,9 @@ def _refuse_programs(shown: str, inert: InertPickle) -> None:
 
 
 def leaves(tree: object) -> Iterator[tuple[tuple[Hashable, ...], object]]:
-    """Tensors and plain values with their place, in file order; a list of plain values is one leaf, foreign objects none.
+    """Tensors and plain values with their place, in file order; a list of plain values is one leaf.
 
-    InputError for a tree that is too deep or, through shared parts, too wide to walk.
+    Foreign objects are none. InputError for a tree that is too deep or, through shared parts, too wide to walk.
     """
     stack: list[tuple[tuple[Hashable, ...], object]] = [((), tree)]
     count = 0
