@@ -24,6 +24,7 @@ from toc_cli.io.families import (
     layouts,
     mimi,
     projected,
+    pruned,
     rqvae,
     taming,
     vqp,
@@ -46,7 +47,25 @@ class Family(Protocol):
 
 FAMILIES = cast(
     "tuple[Family, ...]",
-    (image_vq, mimi, projected, xcodec, wav2vec2, encodec, faiss, kmeans, vqp, cmg, taming, rqvae, fairseq, layouts, generic),
+    (
+        pruned,
+        image_vq,
+        mimi,
+        projected,
+        pruned,
+        xcodec,
+        wav2vec2,
+        encodec,
+        faiss,
+        kmeans,
+        vqp,
+        cmg,
+        taming,
+        rqvae,
+        fairseq,
+        layouts,
+        generic,
+    ),
 )
 AVERAGED = re.compile(r"(?:^|[/._])(?:ema|model_ema|ema_model|averaged)(?:$|[/._])|_ema$|^ema_")
 """A section or prefix that holds a running average of the model."""
@@ -90,7 +109,9 @@ def _claimed(ckpt: Checkpoint) -> list[Codebook]:
     claimed: set[str] = set()
     for family in FAMILIES:
         for one in family.find(ckpt):
-            keys = {key for level in one.keys for key in level} | {site.key for site in one.sites if site.role == "codes"}
+            keys = {key for level in one.keys for key in level} | {
+                site.key for site in one.sites if site.role == "codes"
+            }
             if not keys & claimed:
                 found.append(one)
                 claimed |= keys
@@ -120,13 +141,20 @@ def _join_copies(ckpt: Checkpoint, found: list[Codebook]) -> list[Codebook]:
 
 def _roots(one: Codebook, other: Codebook) -> tuple[str, str] | None:
     """The two prefixes in which the keys of equal codebooks differ."""
-    if one is other or (one.family, one.num_codes, one.dim, one.heads) != (other.family, other.num_codes, other.dim, other.heads):
+    if one is other or (one.family, one.num_codes, one.dim, one.heads) != (
+        other.family,
+        other.num_codes,
+        other.dim,
+        other.heads,
+    ):
         return None
     a, b = re.split(r"(?<=[/.])", one.keys[0][0]), re.split(r"(?<=[/.])", other.keys[0][0])
     while a and b and a[-1] == b[-1]:
         a.pop(), b.pop()
     first, second = "".join(a), "".join(b)
-    pairs = zip((key for level in one.keys for key in level), (key for level in other.keys for key in level), strict=True)
+    pairs = zip(
+        (key for level in one.keys for key in level), (key for level in other.keys for key in level), strict=True
+    )
     same = all(x.startswith(first) and x.replace(first, second, 1) == y for x, y in pairs)
     return (first, second) if same else None
 
@@ -144,7 +172,9 @@ def _named(ckpt: Checkpoint, key: str, layout: str | None, metric: Metric | None
     full = [info.key for info in ckpt.infos.values() if key in (info.key, info.name)]
     if not layout:
         for one in _claimed(ckpt):
-            keys = {name for level in one.keys for name in level} | {site.key for site in one.sites if site.role == "codes"}
+            keys = {name for level in one.keys for name in level} | {
+                site.key for site in one.sites if site.role == "codes"
+            }
             if key == one.label or keys & set(full):
                 return with_metric(one, metric)
     if not full:
@@ -152,7 +182,9 @@ def _named(ckpt: Checkpoint, key: str, layout: str | None, metric: Metric | None
         hint = f"Close names: {', '.join(map(printable, near))}." if near else "toc inspect lists the tables of a file."
         raise InputError(f"{printable(str(ckpt.path))} has no tensor {printable(key)}.", hint)
     if len(full) > 1:
-        raise UsageError(f"{printable(key)} stands in several sections.", f"Name one of {', '.join(map(printable, full))}.")
+        raise UsageError(
+            f"{printable(key)} stands in several sections.", f"Name one of {', '.join(map(printable, full))}."
+        )
     return generic.table(ckpt, full[0], layout=layout, metric=metric)
 
 
@@ -161,7 +193,9 @@ def with_metric(codebook: Codebook, metric: Metric | None) -> Codebook:
     if metric is None:
         return codebook
     if codebook.metric == "logits":
-        raise UsageError(f"The tokens of {printable(codebook.label)} come from logits, not from a distance.", "Leave out --metric.")
+        raise UsageError(
+            f"The tokens of {printable(codebook.label)} come from logits, not from a distance.", "Leave out --metric."
+        )
     notes = tuple(note for note in codebook.warnings if "--metric" not in note)
     if metric == codebook.metric:
         return replace(codebook, warnings=notes)
@@ -184,4 +218,6 @@ def _nothing(ckpt: Checkpoint) -> InputError:
     listed = [f"{printable(info.key)} {tuple(info.shape)}" for info in generic.candidates(sections(ckpt))]
     if not listed:
         return InputError(f"{name} has no codebook: none of its {len(ckpt.infos)} tensors is a table of vectors.")
-    return InputError(f"{name} has no codebook of a known family.", f"Name one with --codebook KEY, perhaps {'; '.join(listed)}.")
+    return InputError(
+        f"{name} has no codebook of a known family.", f"Name one with --codebook KEY, perhaps {'; '.join(listed)}."
+    )

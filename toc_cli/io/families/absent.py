@@ -21,7 +21,9 @@ SIGNS = (
 HEAD = "indices come from a learned head; no vectors are looked up"
 TOKENS = "it holds token tables, not codebooks; the codebook is in the tokenizer or codec checkpoint"
 SCALAR_INDEX = "it holds a scalar quantiser, which quantises every dimension by itself: there are no code vectors"
-ENCODER = "it holds an encoder without its quantiser: no vectors are looked up; the codebook is in the pretraining checkpoint"
+ENCODER = (
+    "it holds an encoder without its quantiser: no vectors are looked up; the codebook is in the pretraining checkpoint"
+)
 
 TOKEN_TABLES = (
     r"(?:.*\.)?(?:lm_heads?(?:\.\d+)?|embed_tokens(?:\.\d+)?|codebooks_head|embed_audio_tokens|word_embeddings|wte|tok_embeddings)\.weight",

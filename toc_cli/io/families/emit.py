@@ -65,7 +65,7 @@ class Space:
         return gone.nonzero().flatten()
 
     def constants(self, site: Site, length: int, values: torch.Tensor) -> torch.Tensor:
-        """`values` (L, H, D) laid along the axis (length,), zero outside the code dimensions; a consumer of all levels reads their sum."""
+        """`values` (L, H, D) along the axis (length,), zero beside the code dimensions; one consumer of all levels reads their sum."""
         row = values.sum(0) if site.role == "consumer" and site.level is None else values[site.level or 0]
         flat = row[self.blocks(site, length)].flatten()
         return torch.nn.functional.pad(flat, (site.offset, length - site.offset - flat.numel()))
@@ -98,7 +98,9 @@ def space(codebook: Codebook, kept: torch.Tensor, fill: torch.Tensor, rotation: 
     return Space(basis, fill * (1 - basis.sum(-1)), kept)
 
 
-def supported(ckpt: Checkpoint, codebook: Codebook, size: int | None = None, *, rotated: bool = False) -> dict[Mode, str]:
+def supported(
+    ckpt: Checkpoint, codebook: Codebook, size: int | None = None, *, rotated: bool = False
+) -> dict[Mode, str]:
     """Which modes a codebook offers: "" where it does, else the reason; `size` = D' also checks what that size rules out."""
     reasons: dict[Mode, str] = {"codebook": ""}
     roles = {site.role for site in codebook.sites}
@@ -108,7 +110,11 @@ def supported(ckpt: Checkpoint, codebook: Codebook, size: int | None = None, *, 
             reason = "no stored table of this codebook can be edited in place"
         if not reason and mode == "consumer" and "consumer" not in roles:
             reason = "the layer that reads the quantised vector is not in this file, or not known"
-        if not reason and mode == "sliced" and not (roles & {"producer", "consumer"} or codebook.additions or codebook.load_hint):
+        if (
+            not reason
+            and mode == "sliced"
+            and not (roles & {"producer", "consumer"} or codebook.additions or codebook.load_hint)
+        ):
             reason = "the layers around the codebook are not in this file, or not known"
         if not reason and rotated and (mode != "sliced" or "scale" in roles):
             reason = "a rotation mixes the dimensions, and this form can only drop them"
@@ -170,7 +176,10 @@ class _Edit:
             for site in self.codebook.sites:
                 key = copy_key(self.ckpt, self.codebook.root, copy, site.key)
                 if site.role in roles and key:
-                    names = {name: copy_key(self.ckpt, self.codebook.root, copy, getattr(site, name)) for name in ("counts", "bias")}
+                    names = {
+                        name: copy_key(self.ckpt, self.codebook.root, copy, getattr(site, name))
+                        for name in ("counts", "bias")
+                    }
                     yield Site(**{**site.__dict__, **names, "key": key})
 
     def masked(self) -> None:
@@ -205,7 +214,7 @@ class _Edit:
             for key in self.moments.get(site.key, ()):
                 self.tensors[key] = self.space.reduce(self.ckpt.get(key), site)
             if site.role == "producer" and site.bias:
-                bias = Site(site.bias, 0, "producer", site.level, site.head, site.offset)
+                bias = Site(site.bias, 0, "producer", site.level, site.head, offset=site.offset)
                 for key in (site.bias, *self.moments.get(site.bias, ())):
                     self.tensors[key] = self.space.reduce(self.get(key), bias)
         if self.codebook.additions:
@@ -249,7 +258,9 @@ class _Edit:
         if not constant.any():
             return
         if not (site.folds and site.bias):
-            raise UsageError(f"The constant of the dropped dimensions does not fold into {site.key} exactly.", "Use --fill zero.")
+            raise UsageError(
+                f"The constant of the dropped dimensions does not fold into {site.key} exactly.", "Use --fill zero."
+            )
         moved = torch.tensordot(self.weight(site), constant, dims=([site.axis], [0]))
         bias = self.get(site.bias)
         self.tensors[site.bias] = (bias.double() + moved.reshape(bias.shape[0], -1).sum(1)).to(bias.dtype)
@@ -273,7 +284,11 @@ class _Edit:
     def keep_sharing(self) -> None:
         """Tensors that share one storage in the file, with the same content, get the same edit."""
         infos = self.ckpt.infos
-        mine = [key for key in self.tensors if key in infos and key not in self.on.tensors and infos[key].storage is not None]
+        mine = [
+            key
+            for key in self.tensors
+            if key in infos and key not in self.on.tensors and infos[key].storage is not None
+        ]
         shared: dict[tuple[object, ...], list[str]] = {}
         for info in infos.values():
             shared.setdefault((info.storage, info.shape), []).append(info.key)
@@ -281,7 +296,9 @@ class _Edit:
         for key in mine:
             if key not in done:
                 group = shared[infos[key].storage, infos[key].shape]
-                same = [other for other in group if other == key or torch.equal(self.ckpt.get(other), self.ckpt.get(key))]
+                same = [
+                    other for other in group if other == key or torch.equal(self.ckpt.get(other), self.ckpt.get(key))
+                ]
                 self.tensors.update(dict.fromkeys(same, self.tensors[key]))
                 done.update(same)
 
@@ -295,7 +312,10 @@ class _Edit:
             for target, change in ((config, codebook.config_edits), (values, codebook.value_edits)):
                 for path, value in (change(kept) if change else {}).items():
                     if target.setdefault(path, value) != value:
-                        raise UsageError(f"Two codebooks ask for {'.'.join(path)} = {target[path]} and {value}.", "Give them the same --keep.")
+                        raise UsageError(
+                            f"Two codebooks ask for {'.'.join(path)} = {target[path]} and {value}.",
+                            "Give them the same --keep.",
+                        )
         return Edits(self.tensors, config, values)
 
 

@@ -50,14 +50,23 @@ def _gumbel(ckpt: Checkpoint, part: Section, root: str, stem: str) -> Codebook:
     groups = total // rows if combined else configured if isinstance(configured, int) else max(1, width // dim)
     codes = rows if combined else rows // groups
     sites = [
-        Site(part.key(name), 2, "codes", 0, None if combined else g, () if combined else ((1, g * codes, (g + 1) * codes),))
+        Site(
+            part.key(name),
+            2,
+            "codes",
+            0,
+            None if combined else g,
+            () if combined else ((1, g * codes, (g + 1) * codes),),
+        )
         for g in range(1 if combined else groups)
     ]
     after = reader(part, project, groups * dim) if width == groups * dim else []
     path, latent = _setting(ckpt, "latent_dim")
     refusals: dict[Mode, str] = {}
     if not after or latent != groups * dim:
-        refusals["sliced"] = "project_q or the latent_dim of the model's settings, which must change with it, is not in this file"
+        refusals["sliced"] = (
+            "project_q or the latent_dim of the model's settings, which must change with it, is not in this file"
+        )
 
     def parts(ckpt: Checkpoint) -> Parts:
         table = ckpt.get(part.key(name)).reshape(-1, codes, dim)

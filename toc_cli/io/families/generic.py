@@ -40,30 +40,49 @@ class Layout:
         order, *sizes = (part.strip() for part in text.split(","))
         axes = tuple(group.strip("()") for group in re.findall(r"\([A-Z]+\)|[A-Z1]", order))
         letters = [letter for axis in axes for letter in axis if letter != "1"]
-        given = dict(re.fullmatch(r"([HL])=(\d+)", size).groups() if re.fullmatch(r"[HL]=\d+", size) else ("", "") for size in sizes)  # type: ignore[union-attr]
+        given = dict(
+            re.fullmatch(r"([HL])=(\d+)", size).groups() if re.fullmatch(r"[HL]=\d+", size) else ("", "")
+            for size in sizes
+        )  # type: ignore[union-attr]
         spelt = re.fullmatch(r"(?:\([A-Z]+\)|[A-Z1])+", order)
-        if not spelt or sorted(set(letters)) != sorted(letters) or not {"K", "D"} <= set(letters) <= set("LHKD") or "" in given:
+        if (
+            not spelt
+            or sorted(set(letters)) != sorted(letters)
+            or not {"K", "D"} <= set(letters) <= set("LHKD")
+            or "" in given
+        ):
             hint = "Axes are named in order: KD, DK, HKD, KHD, LKD, 1KD, or (HK)D,H=2 where one axis holds heads times codes."
             raise UsageError(f"--layout {text} is not a layout.", hint)
         if any(axis not in ("L", "H", "K", "D", "1", "HK", "HD", "LK") for axis in axes):
-            raise UsageError(f"--layout {text}: only (HK), (HD) and (LK) can share an axis.", "Store the other axes apart.")
+            raise UsageError(
+                f"--layout {text}: only (HK), (HD) and (LK) can share an axis.", "Store the other axes apart."
+            )
         return cls(axes, {letter: int(size) for letter, size in given.items()})
 
     def split(self, info: TensorInfo) -> dict[str, int]:
         """Size of every letter for a stored shape; L and H default to 1."""
         text = "".join(axis if len(axis) == 1 else f"({axis})" for axis in self.axes)
         if len(self.axes) != len(info.shape):
-            raise UsageError(f"--layout {text} names {len(self.axes)} axes, {info.key} has shape {info.shape}.", "Name every axis; 1 for length one.")
+            raise UsageError(
+                f"--layout {text} names {len(self.axes)} axes, {info.key} has shape {info.shape}.",
+                "Name every axis; 1 for length one.",
+            )
         found = {"L": 1, "H": 1, **self.sizes}
         for axis, length in zip(self.axes, info.shape, strict=True):
             if len(axis) == 2:
                 if axis[0] not in self.sizes or length % self.sizes[axis[0]]:
-                    raise UsageError(f"--layout {text} must say how many {axis[0]} the axis of length {length} holds.", f"Add ,{axis[0]}=2.")
+                    raise UsageError(
+                        f"--layout {text} must say how many {axis[0]} the axis of length {length} holds.",
+                        f"Add ,{axis[0]}=2.",
+                    )
                 found[axis[1]] = length // self.sizes[axis[0]]
             elif axis != "1":
                 found[axis] = length
             elif length != 1:
-                raise UsageError(f"--layout {text} expects length 1 where {info.key} has shape {info.shape}.", "Name the axis L or H.")
+                raise UsageError(
+                    f"--layout {text} expects length 1 where {info.key} has shape {info.shape}.",
+                    "Name the axis L or H.",
+                )
         return found
 
 
@@ -129,7 +148,9 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
     """
     info = ckpt.infos[key]
     if not info.dtype.is_floating_point or len(info.shape) < 2:
-        raise InputError(f"{key} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors.")
+        raise InputError(
+            f"{key} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors."
+        )
     counted = None
     for part in sections(ckpt):
         names = [name for name in part if part.key(name) == key]
@@ -172,7 +193,10 @@ def _guess(info: TensorInfo, counted: tuple[int, int] | None) -> Layout:
     axes[codes] = "K"
     rest = [i for i, letter in enumerate(axes) if not letter]
     if not rest or len(rest) > 3:
-        raise InputError(f"{info.key} has shape {info.shape}: which axis holds what is not clear.", "Name the axes with --layout, as in HKD.")
+        raise InputError(
+            f"{info.key} has shape {info.shape}: which axis holds what is not clear.",
+            "Name the axes with --layout, as in HKD.",
+        )
     for i, letter in zip(reversed(rest), "DHL", strict=False):
         axes[i] = letter
     return Layout(tuple(axes), {})

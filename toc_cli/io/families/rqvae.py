@@ -29,7 +29,9 @@ def _kakao(part: Section, root: str, names: list[str]) -> Codebook:
     shared = part.infos[names[0]].storage is not None and len({part.infos[name].storage for name in names}) == 1
     refusals: dict[Mode, str] = {}
     if not after or shape(part, before)[:1] != part.shape(names[0])[1:]:
-        refusals["sliced"] = "quant_conv and post_quant_conv do not border on the codes: code_shape regroups the dimensions"
+        refusals["sliced"] = (
+            "quant_conv and post_quant_conv do not border on the codes: code_shape regroups the dimensions"
+        )
     return plain(
         part,
         names,
@@ -41,7 +43,9 @@ def _kakao(part: Section, root: str, names: list[str]) -> Codebook:
         residual=True,
         refusals=refusals,
         zero_fill=len(names) > 1 and shared,
-        load_hint=lambda size: f"embed_dim: {size} and the last number of latent_shape and code_shape {size} in the model's yaml",
+        load_hint=lambda size: (
+            f"embed_dim: {size} and the last number of latent_shape and code_shape {size} in the model's yaml"
+        ),
     )
 
 

@@ -74,8 +74,10 @@ def plain(
     )
 
 
-def reader(part: Section, layer: str, dim: int, *, axis: int = 1, offset: int = 0, level: int | None = None) -> list[Site]:
-    """The site of a layer that reads the quantised vector at `offset` of its input axis; none where it is not in the file or too narrow.
+def reader(
+    part: Section, layer: str, dim: int, *, axis: int = 1, offset: int = 0, level: int | None = None
+) -> list[Site]:
+    """The site of a layer that reads the quantised vector at `offset` of its input axis; none where it is absent or too narrow.
 
     A kernel wider than one is taken as zero padded: a constant does not fold into the bias at the borders.
     """
@@ -84,7 +86,9 @@ def reader(part: Section, layer: str, dim: int, *, axis: int = 1, offset: int = 
         return []
     name, norm = found
     bias = part.optional(f"{layer}.bias")
-    return [Site(part.key(name), axis, "consumer", level, offset=offset, bias=bias, norm=norm, folds=pointwise(part, layer))]
+    return [
+        Site(part.key(name), axis, "consumer", level, offset=offset, bias=bias, norm=norm, folds=pointwise(part, layer))
+    ]
 
 
 def heads_of(part: Section, name: str, *, axes: str) -> tuple[int, int, int]:

@@ -123,31 +123,47 @@ def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
     section, info = module.section, module.section.infos[module.name(0, 0, "embed")]
     random = any(name == f"{module.root.removesuffix('vq.')}rand_projs" for name in section)
     cosine = random or _unit_norm(ckpt, info.key)
-    qinco, affine, normed = module.has("mlps."), module.has("batch_mean"), module.projection(0, "project_in.1") is not None
+    qinco, affine, normed = (
+        module.has("mlps."),
+        module.has("batch_mean"),
+        module.projection(0, "project_in.1") is not None,
+    )
     sites = _sites(module)
     refusals: dict[Mode, str] = {}
     warnings = []
     if normed:
         refusals["sliced"] = "the LayerNorm after project_in spans all dimensions, so its statistics would change"
     if qinco:
-        refusals["masked"] = "every level after the first passes through an MLP (QINCo), which mixes the dimensions again"
+        refusals["masked"] = (
+            "every level after the first passes through an MLP (QINCo), which mixes the dimensions again"
+        )
         refusals["sliced"] = refusals["masked"]
         warnings.append("only level 0 is a fixed table: the codes of the others come out of an MLP (QINCo)")
     if random:
-        refusals["sliced"] = "RandomProjectionQuantizer has no codebook_dim: the library always builds codes of its own width"
+        refusals["sliced"] = (
+            "RandomProjectionQuantizer has no codebook_dim: the library always builds codes of its own width"
+        )
         refusals["consumer"] = "only the indices of a RandomProjectionQuantizer are used, nothing reads its vectors"
-        warnings.append("codebook and projection are random by design: the scores of the dimensions carry no learned meaning")
+        warnings.append(
+            "codebook and projection are random by design: the scores of the dimensions carry no learned meaning"
+        )
     if cosine and not random:
         warnings.append("all codes have unit norm: read as a cosine codebook (--metric euclidean says otherwise)")
     if affine:
-        warnings.append("the library moves batch_mean and batch_variance at every forward pass; tokens here are those of the stored statistics")
+        warnings.append(
+            "the library moves batch_mean and batch_variance at every forward pass; tokens here are those of the stored statistics"
+        )
     if module.has("vq_bridge."):
-        refusals |= dict.fromkeys(("masked", "sliced"), "the table passes through a vq_bridge network before it is looked up")
+        refusals |= dict.fromkeys(
+            ("masked", "sliced"), "the table passes through a vq_bridge network before it is looked up"
+        )
     if module.projection(0, "project_out") is None:
         refusals.setdefault("consumer", NO_CONSUMER)
     return Codebook(
         family=FAMILY,
-        keys=tuple(tuple(_head_key(module, level, head) for head in range(module.heads)) for level in range(module.levels)),
+        keys=tuple(
+            tuple(_head_key(module, level, head) for head in range(module.heads)) for level in range(module.levels)
+        ),
         num_codes=tuple(module.shape(level)[1] for level in range(module.levels)),
         dim=dim,
         heads=module.heads,
@@ -162,7 +178,9 @@ def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
         outer_width=module.outer_width,
         ema_twins=tuple(site.key for site in sites if site.role == "sums"),
         sites=tuple(sites),
-        additions=None if module.outer_width else lambda basis, constant: _selections(module, basis, constant, info.dtype),
+        additions=None
+        if module.outer_width
+        else lambda basis, constant: _selections(module, basis, constant, info.dtype),
         stored_fill=(lambda ckpt, fill: _before_affine(ckpt, module, fill)) if affine else None,
         refusals=refusals,
         kept_refusal=lambda mode, size: _identity_trap(module, mode, size),
@@ -215,7 +233,9 @@ def _sites(module: Module) -> list[Site]:
 def _tables(ckpt: Checkpoint, module: Module, level: int) -> torch.Tensor:
     """The effective codes (H, K, D) of a level."""
     if module.has("vq_bridge."):
-        raise InputError(f"{module.name(level, 0, 'embed')} passes through a vq_bridge network: the effective codes are not in the file.")
+        raise InputError(
+            f"{module.name(level, 0, 'embed')} passes through a vq_bridge network: the effective codes are not in the file."
+        )
     parts = []
     for group in range(module.groups):
         table = ckpt.get(module.section.key(module.name(level, group, "embed")))
@@ -228,7 +248,9 @@ def _tables(ckpt: Checkpoint, module: Module, level: int) -> torch.Tensor:
     return stacked.expand(module.heads, *stacked.shape[1:]) if module.shared_table else stacked
 
 
-def _affine(ckpt: Checkpoint, module: Module, level: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _affine(
+    ckpt: Checkpoint, module: Module, level: int, group: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(codebook mean, batch std / codebook std, batch mean), each (H, 1, D): code -> (code - mean) * ratio + batch mean."""
     codebook_mean, codebook_variance, batch_mean, batch_variance = (
         ckpt.get(module.section.key(module.name(level, group, name))) for name in AFFINE
@@ -268,7 +290,9 @@ def _parts(ckpt: Checkpoint, module: Module, levels: int) -> Parts:
     return Parts(tables, affine("project_in"), norm, affine("project_out"))
 
 
-def _selections(module: Module, basis: torch.Tensor, constant: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _selections(
+    module: Module, basis: torch.Tensor, constant: torch.Tensor, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """Projections for a module that had none: x -> P^T x before, q -> P q + c after, block by block over the heads."""
     if basis.shape[-1] == basis.shape[-2]:
         return {}
@@ -297,7 +321,8 @@ def _identity_trap(module: Module, mode: Mode, size: int) -> str:
     inner = (1 if module.groups > 1 else module.heads) * size
     outer = module.width // module.groups
     if mode == "sliced" and inner == outer and size != module.shape()[2]:
-        return f"{module.heads} heads of {size} dimensions make {inner}, the width of the module, and the library then builds no projections to load"
+        wide = f"{module.heads} heads of {size} dimensions make {inner}, the width of the module"
+        return f"{wide}, and the library then builds no projections to load"
     return ""
 
 
@@ -353,5 +378,7 @@ def _sim_codebook(section: Section, root: str, prefixes: list[str]) -> Codebook:
         refusals=refusals,
         load_hint=lambda size: f"SimVQ(dim={size}, frozen_codebook_dim={frozen}, …), fed with the kept dimensions",
         zero_fill=True,
-        warnings=("the codes are the product of frozen_codebook and code_transform: the product is scored, code_transform is cut",),
+        warnings=(
+            "the codes are the product of frozen_codebook and code_transform: the product is scored, code_transform is cut",
+        ),
     )

@@ -1,0 +1,145 @@
+"""Our own artefacts `<stem>.toc.safetensors`: a pruned codebook is a codebook whose features pass through its kept dimensions.
+
+Legend: L levels, H heads, K codes, D dimensions before, D' kept ones (the dimensions of this codebook), W outer width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toc_cli.errors import InputError
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.base import Affine, Codebook, Mode, Parts
+from toc_cli.io.names import printable
+
+ALONE = "an artefact holds the pruned codebook alone, without a model around it"
+
+
+def find(ckpt: Checkpoint) -> list[Codebook]:
+    """The codebooks of an artefact, by the description in its metadata."""
+    if ckpt.container != "toc artefact":
+        return []
+    try:
+        described = json.loads(ckpt.values["toc.codebooks",])
+        return [_codebook(_Book(ckpt, id, book)) for id, book in enumerate(described)]
+    except (KeyError, TypeError, ValueError):
+        hint = "Write it again with toc optimize."
+        raise InputError(f"{printable(ckpt.path.name)} does not describe its codebooks.", hint) from None
+
+
+@dataclass(frozen=True)
+class _Book:
+    ckpt: Checkpoint
+    id: int
+    about: Mapping[str, Any]
+
+    def key(self, name: str) -> str | None:
+        """Full key of one of its tensors, None without it."""
+        full = f"{self.id}.{name}"
+        return full if full in self.ckpt.infos else None
+
+    def read(self, name: str) -> torch.Tensor | None:
+        key = self.key(name)
+        return self.ckpt.get(key) if key else None
+
+    @property
+    def levels(self) -> int:
+        return int(self.about["levels"])
+
+    @property
+    def heads(self) -> int:
+        return int(self.about["heads"])
+
+    def table(self, level: int) -> str:
+        """Key of the codes of a level: one tensor of all, or one each where their K differ."""
+        return self.key("codebook") or f"{self.id}.codebook.{level}"
+
+    def codes(self, level: int) -> torch.Tensor:
+        """(H, K, D')."""
+        stacked = self.ckpt.get(self.table(level))
+        return stacked[level] if stacked.dim() == 4 else stacked
+
+    def affine(self, name: str) -> Affine | None:
+        weight = self.read(f"{name}.weight")
+        return None if weight is None else Affine(weight, self.read(f"{name}.bias"))
+
+    def basis(self) -> torch.Tensor:
+        """(L|1, H, D, D') float64 of the kept space in the space before."""
+        rotation = self.read("rotation")
+        if rotation is not None:
+            return rotation if rotation.dim() == 4 else rotation[None, None]
+        kept = self.ckpt.get(f"{self.id}.kept")
+        return torch.nn.functional.one_hot(kept, int(self.about["dim"])).double().transpose(-1, -2)
+
+
+def _codebook(book: _Book) -> Codebook:
+    about, ckpt = book.about, book.ckpt
+    shapes = [ckpt.infos[book.table(level)].shape[-3:] for level in range(book.levels)]
+    refusals: dict[Mode, str] = dict.fromkeys(("masked", "sliced", "consumer"), ALONE)
+    normed = book.key("norm_in.weight") is not None
+    notes = ("kept dimensions are numbered as this artefact holds them, not as the checkpoint before it did",)
+    after_norm = ("features must be past the LayerNorm of the checkpoint, at the kept dimensions",)
+    return Codebook(
+        family=f"{about['family']}, pruned",
+        keys=tuple((book.table(level),) * book.heads for level in range(book.levels)),
+        num_codes=tuple(shape[1] for shape in shapes),
+        dim=shapes[0][2],
+        heads=book.heads,
+        metric=about["metric"],
+        dtype=ckpt.infos[book.table(0)].dtype,
+        parts=lambda opened: _parts(_Book(opened, book.id, about), normed),
+        residual=bool(about["residual"]),
+        own_dims_per_level=book.key("level_in.0.weight") is not None,
+        unit_vectors=bool(about["unit_vectors"]),
+        outer_width=_outer_width(book, normed),
+        refusals=refusals,
+        zero_fill=about["metric"] == "cosine",
+        warnings=notes + after_norm if normed else notes,
+    )
+
+
+def _outer_width(book: _Book, normed: bool) -> int | None:
+    names = ("logits.weight", "level_in.0.weight", "project_in.weight")
+    found = [ckpt_key for name in names if (ckpt_key := book.key(name))]
+    if found and not (normed and found[0].endswith("project_in.weight")):
+        return book.ckpt.infos[found[0]].shape[1]
+    return None if normed else book.heads * int(book.about["dim"])
+
+
+def _parts(book: _Book, normed: bool) -> Parts:
+    """The kept space is one more projection behind the one of the checkpoint: P^T (W x + b)."""
+    tables = tuple(book.codes(level) for level in range(book.levels))
+    logits = book.affine("logits")
+    basis = book.basis()
+    if book.key("level_in.0.weight"):
+        pairs = [_own_projections(book, basis, level) for level in range(book.levels)]
+        return Parts(tables, level_in=tuple(into for into, _ in pairs), level_out=tuple(out for _, out in pairs))
+    if logits or normed:
+        return Parts(tables, logits=logits)
+    block = torch.block_diag(*basis[0].transpose(-1, -2))  # (H D', H D)
+    before = book.affine("project_in")
+    return Parts(tables, project_in=_through(block, before) if before else Affine(block))
+
+
+def _through(block: torch.Tensor, before: Affine) -> Affine:
+    bias = None if before.bias is None else block @ before.bias.double()
+    return Affine(block @ before.weight.double(), bias)
+
+
+def _own_projections(book: _Book, basis: torch.Tensor, level: int) -> tuple[Affine, Affine]:
+    """(W -> D', D' -> W) of a level with its own projections; the constant of its dropped dimensions goes into the bias."""
+    into, out = book.affine(f"level_in.{level}"), book.affine(f"level_out.{level}")
+    fill = book.ckpt.get(f"{book.id}.fill").double()
+    if into is None or out is None:
+        raise InputError(f"{printable(book.ckpt.path.name)} lacks the projections of level {level}.")
+    own = basis[min(level, len(basis) - 1), 0]
+    constant = fill if fill.dim() == 1 else fill[level, 0]
+    off = constant - own @ (own.T @ constant)
+    weight = out.weight.double()
+    bias = weight @ off + (0 if out.bias is None else out.bias.double())
+    return _through(own.T, into), Affine(weight @ own, bias)
