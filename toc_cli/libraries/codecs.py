@@ -5,6 +5,7 @@ Legend: N rows, W their width, L levels, H heads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Codec:
 
     def root(self, key: str) -> str:
         """The module path of the codec that holds the table `key`."""
-        return key[: key.rindex(self.table)].rstrip(".")
+        return re.split(rf"(?:^|\.){re.escape(self.table)}", key, maxsplit=1)[0]
 
 
 def _noise(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -25,8 +25,8 @@ def load(folder: Path) -> tuple[torch.nn.Module, str]:
         library, names = "diffusers", [config["_class_name"]]
     else:
         library, names = "transformers", config.get("architectures") or []
-    module = _import(library)
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    module = _import(library, library)
     kind = _class(library, module, name)
     if kind is None:
         raise InputError(f"{printable(folder)} is of the class {printable(name)!r}, which {library} does not have.")
@@ -40,30 +40,27 @@ def load(folder: Path) -> tuple[torch.nn.Module, str]:
     return model.float().eval(), f"{library} {module.__version__}"
 
 
-def _import(library: str) -> Any:
+def _import(name: str, library: str) -> Any:
+    """A module of a library, or the sentence that names what is not installed."""
     try:
-        return importlib.import_module(library)
-    except ImportError:
-        sentence = f"--verify runs this file in {library}, which is not installed."
-        raise UsageError(sentence, f"pip install {library}") from None
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = error.name if error.name and not error.name.startswith(f"{library}.") else library
+        sentence = f"--verify runs this file in {library}, and {missing} is not installed."
+        raise UsageError(sentence, f"pip install {missing}") from None
 
 
 def _class(library: str, module: Any, name: str) -> Any:
-    """A model class by name; transformers also knows more classes in its models than at its top."""
-    if not name.isidentifier():
-        return None
-    kind = getattr(module, name, None)
-    if kind is None or not isinstance(kind, type) or not issubclass(kind, torch.nn.Module):
-        kind = _DEEPER.get(name) and getattr(importlib.import_module(f"{library}.{_DEEPER[name]}"), name, None)
-    return kind
+    """A model class by name: from the top of its library, or from deeper inside."""
+    if name in _DEEPER:
+        module = _import(f"{library}.{_DEEPER[name]}", library)
+    kind = getattr(module, name, None) if name.isidentifier() else None
+    return kind if isinstance(kind, type) and issubclass(kind, torch.nn.Module) else None
 
 
 _DEEPER = {
     # The top of transformers offers a placeholder without torchaudio, which only resampling needs.
     "HiggsAudioV2TokenizerModel": "models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer",
     "PaellaVQModel": "pipelines.deprecated.wuerstchen.modeling_paella_vq_model",
-    "JanusVQVAE": "models.janus.modeling_janus",
     "GlmImageVQVAE": "models.glm_image.modeling_glm_image",
-    "ChameleonVQVAE": "models.chameleon.modeling_chameleon",
-    "Emu3VQVAE": "models.emu3.modeling_emu3",
 }
