@@ -21,7 +21,7 @@ INLINE unsigned NAMED(bits)(mask test) {
 }
 #endif
 
-/* Codes as the candidate pass sees them, in tiles; codes past the end and twins get the bias -inf. */
+/* Codes as the candidate pass sees them, in tiles; codes past the end get the bias -inf. */
 TARGET static void NAMED(pack_codes)(const Search *s) {
     int64_t tiles = (s->codes.rows + CODES - 1) / CODES;
     memset(s->panel + tiles * CODES * (s->dims + 1), 0, STRIP * sizeof(float));
@@ -41,10 +41,7 @@ TARGET static void NAMED(pack_codes)(const Search *s) {
                 square += value * value;
                 out[(d + 1) * CODES] = k < s->codes.rows ? (float)value : 0;
             }
-            if (k >= s->codes.rows || s->twin[k])
-                out[0] = -INFINITY;
-            else
-                out[0] = s->metric == EUCLIDEAN ? (float)(-0.5 * square) : 0;
+            out[0] = k >= s->codes.rows ? -INFINITY : s->metric == EUCLIDEAN ? (float)(-0.5 * square) : 0;
         }
 }
 
@@ -120,9 +117,9 @@ TARGET static void NAMED(scan_tiles)(const Search *s, const float *strip, int64_
     memcpy(state->tile, tile, sizeof tile);
 }
 
-/* The best code of the winning tile of lane r, its score, and the best score of all other codes. */
-INLINE int64_t NAMED(winner)(const Search *s, const float *strip, const NAMED(state) *state, int r, float *best, float *second) {
-    const float *tile = s->panel + (int64_t)state->tile[r] * CODES * (s->dims + 1);
+/* Scores of lane r against the codes of its winning tile, to out[c][r]. */
+INLINE void NAMED(rescore)(const Search *s, const float *strip, float winning, int r, float out[CODES][STRIP]) {
+    const float *tile = s->panel + (int64_t)winning * CODES * (s->dims + 1);
     vec even[WIDE], odd[WIDE];
     for (int w = 0; w < WIDE; w++) even[w] = *(const vec *)(tile + w * LANES), odd[w] = (vec){0};
     int64_t d = 0;
@@ -134,55 +131,53 @@ INLINE int64_t NAMED(winner)(const Search *s, const float *strip, const NAMED(st
     if (d < s->dims)
         for (int w = 0; w < WIDE; w++)
             even[w] = FMA(strip[d * STRIP + r] - (vec){0}, *(const vec *)(tile + (d + 1) * CODES + w * LANES), even[w]);
-    float score[WIDE * LANES], top = -INFINITY, next = state->second[r];
+    float score[WIDE * LANES];
     for (int w = 0; w < WIDE; w++) *(vec *)(score + w * LANES) = even[w] + odd[w];
-    int at = 0;
-    for (int c = 0; c < CODES; c++) {
-        float lower = score[c] > top ? top : score[c];
-        next = lower > next ? lower : next;
-        at = score[c] > top ? c : at;
-        top = score[c] > top ? score[c] : top;
-    }
-    *best = top;
-    *second = next;
-    int64_t k = (int64_t)state->tile[r] * CODES + at;
-    return k < s->codes.rows ? k : s->codes.rows - 1;
+    for (int c = 0; c < CODES; c++) out[c][r] = score[c];
 }
 
-/* Names the winners of a strip and lists the rows that the bound cannot settle. */
-TARGET static void NAMED(settle)(Search *s, const float *strip, const float *norms, const NAMED(state) *state, int64_t row, int count) {
-    int64_t rows[STRIP + 3];
-    float best[STRIP], second[STRIP];
-    for (int r = 0; r < count; r++) {
-        rows[r] = row + r;
-        s->index[row + r] = NAMED(winner)(s, strip, state, r, &best[r], &second[r]);
-    }
-    if (s->best) {
-        for (int i = 0; i < 3; i++) rows[count + i] = rows[count - 1];
-        for (int r = 0; r < count; r += 4) {
-            double distance[4];
-            int64_t code[4];
-            for (int i = 0; i < 4; i++) code[i] = s->index[rows[r + i]];
-            exact_four(s, rows + r, code, distance);
-            for (int i = 0; i < 4; i++) s->best[rows[r + i]] = distance[i];
+/* Names the winners of a strip; state becomes their scores and the best scores of all other codes. */
+INLINE void NAMED(name_winners)(const Search *s, const float *strip, NAMED(state) *state, int64_t *index, int count) {
+    float score[CODES][STRIP], number[STRIP];
+    for (int r = 0; r < STRIP; r++) NAMED(rescore)(s, strip, state->tile[r], r, score);
+    for (int v = 0; v < STRIP; v += LANES) {
+        vec top = *(vec *)(score[0] + v), next = *(vec *)(state->second + v), at = (vec){0};
+        for (int c = 1; c < CODES; c++) {
+            vec now = *(vec *)(score[c] + v);
+            next = MAX(next, MIN(top, now));
+            at = PICK(now > top, (float)c - (vec){0}, at);
+            top = MAX(top, now);
         }
+        *(vec *)(number + v) = at;
+        *(vec *)(state->best + v) = top;
+        *(vec *)(state->second + v) = next;
     }
     for (int r = 0; r < count; r++) {
-        double margin = 2 * eta(s, norms[r]), floor = best[r];
-        if (s->reach == INFINITY)
-            floor = second[r];
-        else if (s->reach > 0)
-            margin += s->reach * (margin + fabs(s->best[rows[r]]) * s->per_distance);
-        if (s->reach != INFINITY && (double)best[r] - (double)second[r] > margin) continue;
-        if (!(norms[r] < INFINITY)) {
-            __atomic_fetch_add(&s->overflow_count, 1, __ATOMIC_RELAXED);
-            floor = -INFINITY;
-            margin = 0;
-        }
-        int64_t place = __atomic_fetch_add(&s->open_count, 1, __ATOMIC_RELAXED);
-        s->open_rows[place] = rows[r];
-        s->open_floor[place] = round_down(floor - margin);
+        int64_t k = (int64_t)state->tile[r] * CODES + (int64_t)number[r];
+        index[r] = k < s->codes.rows ? k : s->codes.rows - 1;
     }
+}
+
+/* Which lanes (bits) the bound settles by the gap between best and second best alone; a bound rounded up, NaN settles nothing. */
+INLINE uint32_t NAMED(certified)(const Search *s, const float *norms, const NAMED(state) *state) {
+    float slope = (float)(2.002 * s->slope), offset = (float)(2.002 * s->offset), curve = (float)(2.004 * s->curve);
+    uint32_t bits = 0;
+    for (int v = 0; v < 2; v++) {
+        vec norm = *(const vec *)(norms + v * LANES) * (float)(1.001 + 0x1p-22 * (double)s->dims);
+        vec margin = norm * slope + offset + norm * norm * curve + 0x1p-126f;
+        vec gap = *(const vec *)(state->best + v * LANES) - *(const vec *)(state->second + v * LANES);
+        bits |= (uint32_t)BELOW(margin, gap) << (v * LANES);
+    }
+    return bits;
+}
+
+/* Writes the winners of a strip and lists the rows that the bound cannot settle. */
+TARGET static void NAMED(settle)(Search *s, const float *strip, const float *norms, NAMED(state) *state, int64_t row, int count) {
+    NAMED(name_winners)(s, strip, state, s->index + row, count);
+    if (s->best) exact_winners(s, row, count);
+    uint32_t settled = s->reach > 0 ? 0 : NAMED(certified)(s, norms, state);
+    for (int r = 0; r < count; r++)
+        if (!(settled >> r & 1)) list_open(s, row + r, norms[r], state->best[r], state->second[r]);
 }
 
 /* The candidate pass: blocks of rows, and for each the tiles in chunks that stay in the second-level cache. */
@@ -260,7 +255,7 @@ TARGET static void NAMED(recheck)(Search *s) {
             for (int r = 0; r < count; r++)
                 for (int c = 0; (reached >> r & 1) && c < CODES; c++) {
                     int64_t k = t * CODES + c;
-                    if (!(kept[c][r] < floors[r]) && k < s->codes.rows && !s->twin[k])
+                    if (!(kept[c][r] < floors[r]) && k < s->codes.rows && !(s->twin && s->twin[k]))
                         compare(s, &pending, r, s->open_rows[start + r], k);
                 }
         }

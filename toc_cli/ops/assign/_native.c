@@ -32,7 +32,7 @@ typedef struct {
     int64_t dims;
     const float *mu;            /* (D,) */
     double *code_norms;         /* (K,), cosine only; toc_pack writes them */
-    const uint8_t *twin;        /* (K,): 1 where an equal code stands before */
+    const uint8_t *twin;        /* (K,): 1 where an equal code stands before, which need not be compared; or NULL */
     float *panel;               /* toc_panel_floats */
     const float *row_shift;     /* (D,): mu, or zeros where rows are not centred */
     double scale, row_gain;     /* powers of two */
@@ -128,6 +128,39 @@ static void compare(const Search *s, Pending *p, int lane, int64_t row, int64_t 
     p->code[p->count] = code;
     p->lane[p->count++] = lane;
     if (p->count == 4) flush(s, p);
+}
+
+/* Exact distances of the winners of rows row .. row + count - 1. */
+static void exact_winners(const Search *s, int64_t row, int count) {
+    for (int r = 0; r < count; r += 4) {
+        int64_t rows[4], codes[4];
+        double distance[4];
+        for (int i = 0; i < 4; i++) {
+            rows[i] = row + (r + i < count ? r + i : count - 1);
+            codes[i] = s->index[rows[i]];
+        }
+        exact_four(s, rows, codes, distance);
+        for (int i = 0; i < 4; i++) s->best[rows[i]] = distance[i];
+    }
+}
+
+/* Puts a row on the list unless its best score beats the second by the margin. */
+static void list_open(Search *s, int64_t row, double norm, double best, double second) {
+    double margin = 2 * eta(s, norm), floor = best;
+    if (s->reach == INFINITY)
+        floor = second;
+    else {
+        if (s->reach > 0) margin += s->reach * (margin + fabs(s->best[row]) * s->per_distance);
+        if (best - second > margin) return;
+    }
+    if (!(norm < INFINITY)) {
+        __atomic_fetch_add(&s->overflow_count, 1, __ATOMIC_RELAXED);
+        floor = -INFINITY;
+        margin = 0;
+    }
+    int64_t place = __atomic_fetch_add(&s->open_count, 1, __ATOMIC_RELAXED);
+    s->open_rows[place] = row;
+    s->open_floor[place] = round_down(floor - margin);
 }
 
 #define CACHE_FLOATS 32768 /* 128 KiB of rows and as much of codes: together half of a usual second-level cache */

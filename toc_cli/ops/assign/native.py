@@ -23,6 +23,7 @@ METRIC_NUMBER = {"euclidean": 0, "cosine": 1, "dot": 2}
 PANEL_ELEMENTS = 1 << 23  # codes packed at a time: 32 MiB
 ROW_STATE = 1 << 20  # rows searched at a time: their lists take 24 MiB
 CONVERTED = 1 << 23  # elements of half-precision rows held in float32 at a time
+MANY_OPEN = 1 / 64  # share of re-checked rows from which equal codes are looked for
 INLINE_WORK = 1 << 21  # multiply-adds below which threads cost more than they save
 
 
@@ -132,15 +133,13 @@ class _Codebook:
         codes = codes if _direct(codes) else codes.float()
         self.around = frame(codes, metric, columns)
         k, d = len(codes), len(self.around.mu)
-        self.twin, self.has_twin = twins(codes, columns)
         self.norms = torch.empty(k, dtype=torch.float64)
         self.panel = torch.empty(self.library.toc_panel_floats(k, d), dtype=torch.float32)
         self.row_shift = self.around.mu if metric == "euclidean" else torch.zeros(d)
         matrix, offsets = _matrix(codes, columns)
-        self.lives = (codes, offsets)
+        self.codes, self.columns, self.offsets = codes, columns, offsets
         self.task = _Search(
-            codes=matrix, dims=d, mu=self.around.mu.data_ptr(), code_norms=self.norms.data_ptr(), twin=self.twin.data_ptr(),
-            panel=self.panel.data_ptr(), row_shift=self.row_shift.data_ptr(), scale=self.around.scale,
+            codes=matrix, dims=d, mu=self.around.mu.data_ptr(), code_norms=self.norms.data_ptr(), panel=self.panel.data_ptr(), row_shift=self.row_shift.data_ptr(), scale=self.around.scale,
             row_gain=self.around.scale if metric == "euclidean" else 1.0, slope=self.around.slope, offset=self.around.offset,
             curve=self.around.curve, per_distance=self.around.per_distance, metric=METRIC_NUMBER[metric],
             isa=ISAS.index(instruction_set() or "portable"),
@@ -165,15 +164,21 @@ class _Codebook:
         if task.overflow_count:
             check_finite("features", x, kept, row)
         if task.open_count:
+            twin, has_twin = self._twins(task.open_count / n)
+            task.twin = None if twin is None else twin.data_ptr()
             self._run(self.library.toc_recheck, task.open_count)
-        if reach:
-            second = torch.where(self.has_twin[index], best, second)
+            if has_twin is not None and distances:
+                second = torch.where(has_twin[index], best, second)
         return index, best, second, task.open_count
+
+    def _twins(self, share: float) -> tuple[Tensor | None, Tensor | None]:
+        """`twins` of the codes, once so many rows are open that leaving equal codes out may pay."""
+        return twins(self.codes, self.columns) if share > MANY_OPEN else (None, None)
 
     def _run(self, work: Callable[[_Search], None], rows: int) -> None:
         """The work on as many threads as torch uses; they share the rows through the task's counter."""
         self.task.next_row = self.task.failed = 0
-        size = rows * len(self.twin) * self.task.dims
+        size = rows * len(self.codes) * self.task.dims
         count = min(torch.get_num_threads(), 1 + size // INLINE_WORK)
         threads = [threading.Thread(target=work, args=(self.task,)) for _ in range(count - 1)]
         for thread in threads:
