@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "demo": {"errors", "io", "pipeline", "report", "fcid", "demo"},
     "bench": {"errors", "ops", "io", "pipeline", "fcid", "bench"},
     "commands": {"errors", "ops", "io", "pipeline", "report", "fcid", "demo", "bench", "libraries", "commands", "__init__"},
-    "__init__": {"errors", "io", "pipeline", "ops"},
+    "api": {"errors", "ops", "io", "pipeline"},
+    "__init__": {"api", "io"},
     "__main__": {"commands"},
 }
 

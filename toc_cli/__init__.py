@@ -1,3 +1,41 @@
-"""toc: score, prune and vet the codebook of a VQ checkpoint, training-free."""
+"""toc: score, prune and vet the codebook of a VQ checkpoint, training-free.
+
+import toc_cli as toc
+ckpt = toc.open_checkpoint("model.safetensors")
+feats = toc.open_features("feats.h5")
+plan = toc.optimize(ckpt, feats, keep=0.5)
+plan.save("out.toc.safetensors")
+tokens = toc.quantize(x, plan.codebook)
+with toc.capture(model.quantizer, "feats.h5"):
+    model(batch)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toc_cli.api import optimize, quantize
+    from toc_cli.io.capture import capture
+    from toc_cli.io.checkpoint import open_checkpoint
+    from toc_cli.io.features import open_features
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "capture", "open_checkpoint", "open_features", "optimize", "quantize"]
+
+_ROOMS = {
+    "capture": "toc_cli.io.capture",
+    "open_checkpoint": "toc_cli.io.checkpoint",
+    "open_features": "toc_cli.io.features",
+    "optimize": "toc_cli.api",
+    "quantize": "toc_cli.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a room when its function is first asked for: `import toc_cli` loads neither torch nor h5py."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'toc_cli' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_ROOMS[name]), name)

@@ -11,7 +11,7 @@ import torch
 from toc_cli.errors import InputError, UsageError
 from toc_cli.ops.blocks import total
 from toc_cli.ops.criterion import CRITERIA, ROTATIONS, Scores, score, shared
-from toc_cli.ops.linear import matmul, unit_rows
+from toc_cli.ops.linear import unit_rows
 from toc_cli.ops.moments import merge, merge_cross, merge_pairs
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.rotation import Rotation, pca, xcov
@@ -141,10 +141,9 @@ def choose(source: Source, census: Census, ranking: Ranking, count: int, options
     constant = constants(source, census, options)
     if ranking.rotations is None:
         return Choice(ranking, selections, kept, None, constant, source.full.pruned(kept, constant))
-    turns = [[np.array(turn.leading(count)) for turn in level] * (heads // len(level)) for level in ranking.rotations]
+    turns = [[turn.leading(count) for turn in level] * (heads // len(level)) for level in ranking.rotations]
     rotation = torch.from_numpy(np.array(turns))
-    outside = _off_components(constant, rotation.numpy())
-    return Choice(ranking, selections, kept, rotation, outside, source.full.rotated(rotation, outside))
+    return Choice(ranking, selections, kept, rotation, constant, source.full.rotated(rotation, constant))
 
 
 def constants(source: Source, census: Census, options: Options) -> np.ndarray:
@@ -157,13 +156,3 @@ def constants(source: Source, census: Census, options: Options) -> np.ndarray:
             "Use --fill zero.",
         )
     return mean
-
-
-def _off_components(constant: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """c (L, H, D) without its part inside the kept components (L or 1, H, D, D')."""
-    result = constant.copy()
-    for level in range(len(constant)):
-        for head in range(constant.shape[1]):
-            r = rotation[min(level, len(rotation) - 1), head]
-            result[level, head] -= matmul(r, matmul(r.T, constant[level, head][:, None]))[:, 0]
-    return result

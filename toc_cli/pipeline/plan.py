@@ -25,7 +25,7 @@ from toc_cli.pipeline.artefacts import as_artefact
 from toc_cli.pipeline.census import Census, count_usage
 from toc_cli.pipeline.choice import Choice, choose, rank_dimensions
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
-from toc_cli.pipeline.emission import edits_for, refuse_impossible, write_checkpoint
+from toc_cli.pipeline.emission import edits_for, refuse_impossible, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, probe_labels, stability_of
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outputs import Outputs

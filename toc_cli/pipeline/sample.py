@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from toc_cli.io.features import Features
-from toc_cli.ops.blocks import grid
 from toc_cli.ops.metrics import Spread, Sums, block_spread, block_sums, stack
 from toc_cli.ops.quantiser import Lookup, Quantiser
 from toc_cli.pipeline.options import Progress
 from toc_cli.pipeline.ranks import Ranks
-from toc_cli.pipeline.source import Fit, Source, form_for, has_projection
+from toc_cli.pipeline.source import Fit, Source, form_for, has_projection, inside
 
 PIECES = 128
 """Blocks of a sample that does not take every row: enough for an interval, each long enough to read at once."""
@@ -44,12 +43,12 @@ class Measured:
 
 
 def sampled_blocks(rows: int, wanted: int | None) -> list[tuple[int, int]]:
-    """(start, stop) of the blocks to measure: all of the grid, or PIECES of equal length, evenly spaced."""
-    if wanted is None or wanted >= rows:
-        return [grid(rows).bounds(at) for at in range(grid(rows).blocks)]
+    """(start, stop) of the blocks to measure: PIECES of equal length, evenly spaced; they touch where every row is wanted."""
+    wanted = rows if wanted is None else min(wanted, rows)
     pieces = min(PIECES, wanted)
-    length = wanted // pieces
-    return [(at * rows // pieces, at * rows // pieces + length) for at in range(pieces)]
+    if wanted == rows:
+        return [(at * rows // pieces, (at + 1) * rows // pieces) for at in range(pieces)]
+    return [(at * rows // pieces, at * rows // pieces + wanted // pieces) for at in range(pieces)]
 
 
 def measure_forms(
@@ -130,6 +129,11 @@ def _compare(
     advance: Callable[[int], None],
 ) -> _Part:
     full = form_for(source.full, fit)
+    entered = has_projection(full) and not full.level_in
+    if entered:
+        # Projected once, block by block: its rounding must not follow the number of rows read together.
+        x = torch.cat([full.enter(x[start:stop]) for start, stop in bounds])
+        full = inside(full)
     truth = lookups(full, x, bounds)
     targets = [full.target(x[start:stop]) for start, stop in bounds]
     spread = (
@@ -142,7 +146,7 @@ def _compare(
         part.tokens["full"] = truth.tokens
     advance(len(x))
     for name, build in forms.items():
-        form = form_for(build(), fit)
+        form = inside(build()) if entered else form_for(build(), fit)
         found = lookups(form, x, bounds)
         part.sums[name] = _sums(form, found, truth, targets, bounds)
         if name in keep_tokens:
@@ -167,9 +171,9 @@ def _sums(
 
 
 def lookups(form: Quantiser, x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Lookup:
-    """Tokens and near ties of rows (n, W): at once where the search is exact on the rows themselves, block by block where
-    a projection's rounding could follow the number of rows."""
-    if not (has_projection(form) or form.level_in or form.logits is not None or form.levels[0].rotation is not None):
+    """Tokens and near ties of rows (n, W): at once where the search meets the rows themselves, block by block where a product
+    comes first."""
+    if not (form.level_in or form.logits is not None or form.levels[0].rotation is not None):
         return form.lookup(x)
     parts = [form.lookup(x[start:stop]) for start, stop in bounds]
     return Lookup(torch.cat([part.tokens for part in parts]), torch.cat([part.near_tie for part in parts]))

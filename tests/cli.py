@@ -1,0 +1,68 @@
+"""Run the program inside the test process, as its console script does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import h5py
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from toc_cli.commands import main
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@contextlib.contextmanager
+def inside(folder: Path | None) -> Iterator[None]:
+    before = Path.cwd()
+    if folder is not None:
+        os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def toc(*arguments: object, cwd: Path | None = None) -> Done:
+    """Exit code, stdout and stderr of `toc ARGUMENTS`."""
+    out, err = io.StringIO(), io.StringIO()
+    with inside(cwd), mock.patch.object(sys, "argv", ["toc", *map(str, arguments)]):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+                code = 0
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 0
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def make_checkpoint(path: Path, codes: torch.Tensor | None = None, *, codes_count: int = 64, dim: int = 24) -> Path:
+    """A taming-style VQ checkpoint (no projection) at `path`."""
+    if codes is None:
+        codes = torch.randn(codes_count, dim, generator=torch.Generator().manual_seed(1)) + 0.3
+    save_file({"quantize.embedding.weight": codes, "decoder.conv.weight": torch.ones(4, 4)}, path)
+    return path
+
+
+def make_features(path: Path, rows: int = 400, dim: int = 24, **datasets: np.ndarray) -> Path:
+    """An HDF5 file with one modality `x` (rows, dim) float32, or the datasets given."""
+    with h5py.File(path, "w") as file:
+        if not datasets:
+            datasets = {"x": np.random.default_rng(0).normal(0.3, 1, (rows, dim)).astype(np.float32)}
+        for name, values in datasets.items():
+            file[name] = values
+    return path
