@@ -145,12 +145,10 @@ def glm_image() -> torch.nn.Module:
 def emu3() -> torch.nn.Module:
     from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-    return Emu3VQVAE(
-        Emu3VQVAEConfig(
-            embed_dim=8, latent_channels=8, codebook_size=CODES, base_channels=32, channel_multiplier=[1, 1],
-            num_res_blocks=1, attn_resolutions=[], hidden_size=32,
-        )  # fmt: skip
+    config = Emu3VQVAEConfig(
+        embed_dim=8, latent_channels=8, codebook_size=CODES, attn_resolutions=[], hidden_size=32, **_unet()
     )
+    return Emu3VQVAE(config)
 
 
 def _unet() -> dict[str, Any]:

@@ -31,7 +31,9 @@ def load(folder: Path) -> tuple[torch.nn.Module, str]:
     if kind is None:
         raise InputError(f"{printable(folder)} is of the class {printable(name)!r}, which {library} does not have.")
     try:
-        model, info = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+        model, info = kind.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False
+        )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{library} does not load {printable(folder)}: {printable(error)}") from error
     for word in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -10,7 +11,6 @@ from toc_cli.io.families.config import section
 from toc_cli.io.families.layers import affine, consumer, pointwise, producer, shape
 from toc_cli.io.families.names import Section, sections
 
-SPATIAL = r"{root}decoder\..*\.conv_[yb]"
 EMU3_SLICED = "the decoder joins the quantised vector to features of latent_channels, which embed_dim must equal"
 EMU3_CONSUMER = "the quantised vector shares the temporal layers of the decoder, so no layer reads its dimensions alone"
 MOVQ_SLICED = "the decoder's spatial norms are sized by latent_channels, not by vq_embed_dim"
@@ -36,7 +36,11 @@ _KINDS = {
     "emu3_vqgan": _Kind("emu3 vq", "embed_dim", before="quant_conv.conv", after="post_quant_conv.conv"),
     "VQModel": _Kind("diffusers vqmodel", "vq_embed_dim"),
     "PaellaVQModel": _Kind(
-        "diffusers paella", "latent_channels", after="up_blocks.0.0", table="vquantizer.embedding.weight"
+        "diffusers paella",
+        "latent_channels",
+        before="down_blocks",
+        after="up_blocks.0.0",
+        table="vquantizer.embedding.weight",
     ),
 }
 
@@ -112,7 +116,7 @@ def _refusals(part: Section, kind: _Kind, root: str) -> dict[Mode, str]:
 def _producer_layer(part: Section, kind: _Kind, root: str) -> str | None:
     if kind.family != "diffusers paella":
         return root + kind.before if shape(part, root + kind.before) else None
-    blocks = part.matches(rf"(?P<layer>{root}down_blocks\.\d+\.0)\.weight")
+    blocks = part.matches(rf"(?P<layer>{re.escape(root + kind.before)}\.\d+\.0)\.weight")
     return blocks[-1]["layer"] if blocks else None
 
 
@@ -127,4 +131,4 @@ def _batch_norm(part: Section, before: str) -> list[Site]:
 
 def _spatial_norms(part: Section, root: str) -> list[str]:
     """The layers of the spatial norms, which read the quantised vector at every scale."""
-    return [match["layer"] for match in part.matches(rf"(?P<layer>{SPATIAL.format(root=root)})\.weight")]
+    return [match["layer"] for match in part.matches(rf"(?P<layer>{re.escape(root)}decoder\..*\.conv_[yb])\.weight")]
