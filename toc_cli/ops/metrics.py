@@ -18,6 +18,9 @@ from toc_cli.ops.quantiser import Lookup, Quantiser
 
 Stackable = TypeVar("Stackable", "Sums", "Spread")
 
+FIRST = np.zeros(1, dtype=np.int64)
+"""All rows as one block."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -44,34 +47,42 @@ def stack(parts: Sequence[Stackable]) -> Stackable:
     return type(first)(**columns)
 
 
-def block_spread(target: torch.Tensor, shift: np.ndarray) -> Spread:
-    """Sums of one block of targets (N, V) about `shift` (V,), which should lie near their mean."""
+def block_spread(target: torch.Tensor, shift: np.ndarray, starts: np.ndarray = FIRST) -> Spread:
+    """Sums of the blocks of targets (N, V) that begin at rows `starts`, about `shift` (V,), a point near their mean."""
     off = float64(target) - shift
-    return Spread(off.sum(axis=0)[None], np.array([np.einsum("nv,nv->", off, off)]))
+    return Spread(np.add.reduceat(off, starts, axis=0), np.add.reduceat(np.einsum("nv,nv->n", off, off), starts))
 
 
-def block_sums(quantiser: Quantiser, found: Lookup, full_tokens: torch.Tensor, target: torch.Tensor | None) -> Sums:
-    """Sums of one block.
+def block_sums(
+    quantiser: Quantiser,
+    found: Lookup,
+    full_tokens: torch.Tensor,
+    target: torch.Tensor | None,
+    starts: np.ndarray = FIRST,
+) -> Sums:
+    """Sums of the blocks that begin at rows `starts`.
 
     Args:
         found: what `quantiser` chose for the rows.
         full_tokens: (N, L, H), the unpruned quantiser's choice.
         target: (N, V), what the vectors approximate; None where nothing is (logits).
     """
-    heads = found.tokens.shape[2]
-    agree = (found.tokens == full_tokens).sum((0, 2)).double() / heads
-    near = found.near_tie.sum((0, 2)).double() / heads
+    rows = np.diff([*starts, len(full_tokens)])
+    agree = np.add.reduceat((found.tokens == full_tokens).numpy().mean(axis=2), starts)
+    near = np.add.reduceat(found.near_tie.numpy().mean(axis=2), starts)
     if target is None:
-        error = np.full(found.tokens.shape[1], np.nan)
+        error = np.full(agree.shape, np.nan)
     else:
-        error = np.array([squared_error(target, part) for part in quantiser.partial_vectors(found.tokens)])
-    return Sums(np.array([len(full_tokens)]), agree.numpy()[None], near.numpy()[None], error[None])
+        goal = float64(target)
+        through = [squared_errors(goal, float64(part)) for part in quantiser.partial_vectors(found.tokens)]
+        error = np.add.reduceat(np.stack(through, axis=1), starts)
+    return Sums(rows, agree, near, error)
 
 
-def squared_error(target: torch.Tensor, vectors: torch.Tensor) -> float:
-    """Sum over rows of |target - vector|^2, both (N, V)."""
-    off = float64(target) - float64(vectors)
-    return float(np.einsum("nv,nv->", off, off))
+def squared_errors(target: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """|target - vector|^2 of each row, both (N, V)."""
+    off = target - vectors
+    return np.einsum("nv,nv->n", off, off)
 
 
 def measure(

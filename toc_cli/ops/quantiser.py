@@ -138,7 +138,7 @@ class Quantiser:
 
     def inputs(self, x: Array, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
         """Per level the features (N, H*D) that meet its codes, given the tokens (N, L, H). Undefined for `logits`."""
-        state = self._enter(self._checked(x))
+        state = self.enter(self._checked(x))
         for level in range(len(self.levels)):
             yield self._level_input(level, state)
             if self.residual:
@@ -148,7 +148,7 @@ class Quantiser:
         """What the vectors approximate, (N, V) float64; None for `logits`, where nothing is compared with the codes."""
         if self.logits is not None:
             return None
-        z = float64(self._enter(self._checked(x)))
+        z = float64(self.enter(self._checked(x)))
         return torch.from_numpy(self._unit_heads(z) if self.unit_vectors else z)
 
     # Other forms
@@ -240,7 +240,7 @@ class Quantiser:
     def _tile(self, x: torch.Tensor, near_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
         if self.logits is not None:
             return self._from_logits(x)
-        state = self._enter(x)
+        state = self.enter(x)
         shape = (len(x), len(self.levels), self.heads)
         tokens, ties = torch.empty(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
         for at, level in enumerate(self.levels):
@@ -266,7 +266,7 @@ class Quantiser:
         best, second = scores.topk(2).values.unbind(-1)
         return tokens[:, None], (best - second <= NEAR_TIE * best.abs())[:, None]
 
-    def _enter(self, x: torch.Tensor) -> torch.Tensor:
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
         """Features (N, W) to where the levels start: the codebook space, or the outer space with own projections."""
         if self.project_in is not None:
             x = torch.from_numpy(_affine(self.project_in, float64(x)))

@@ -135,39 +135,21 @@ def _compare(
         x = torch.cat([full.enter(x[start:stop]) for start, stop in bounds])
         full = inside(full)
     truth = lookups(full, x, bounds)
-    targets = [full.target(x[start:stop]) for start, stop in bounds]
-    spread = (
-        stack([block_spread(target, shift) for target in targets if target is not None])
-        if targets[0] is not None
-        else None
-    )
-    part = _Part(spread, {"full": _sums(full, truth, truth, targets, bounds)}, {})
+    starts = np.array([start for start, _ in bounds])
+    target = full.target(x)
+    spread = None if target is None else block_spread(target, shift, starts)
+    part = _Part(spread, {"full": block_sums(full, truth, truth.tokens, target, starts)}, {})
     if "full" in keep_tokens:
         part.tokens["full"] = truth.tokens
     advance(len(x))
     for name, build in forms.items():
         form = inside(build()) if entered else form_for(build(), fit)
         found = lookups(form, x, bounds)
-        part.sums[name] = _sums(form, found, truth, targets, bounds)
+        part.sums[name] = block_sums(form, found, truth.tokens, target, starts)
         if name in keep_tokens:
             part.tokens[name] = found.tokens
         advance(len(x))
     return part
-
-
-def _sums(
-    form: Quantiser,
-    found: Lookup,
-    truth: Lookup,
-    targets: Sequence[torch.Tensor | None],
-    bounds: Sequence[tuple[int, int]],
-) -> Sums:
-    return stack(
-        [
-            block_sums(form, Lookup(found.tokens[a:b], found.near_tie[a:b]), truth.tokens[a:b], target)
-            for (a, b), target in zip(bounds, targets, strict=True)
-        ]
-    )
 
 
 def lookups(form: Quantiser, x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Lookup:
