@@ -211,6 +211,19 @@ def test_a_last_smaller_batch_is_kept_on_request(tmp_path: Path) -> None:
     assert sizes == [6, 6, 2]
 
 
+def test_tensorboard_gets_the_figures_of_the_log(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny_trainer(data, tmp_path / "run", tiny_config(epochs=1, tensorboard=True)).fit()
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    logged = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in logged if line["kind"] == "step"}
+    assert {event.step: event.value for event in events.Scalars("step/loss")} == pytest.approx(losses)
+    assert len(events.Scalars("validation/loss")) == 1
+
+
 def test_schedules() -> None:
     assert one_cycle(0.0, 0.1) == pytest.approx(0.04)
     assert one_cycle(0.1, 0.1) == pytest.approx(1.0)

@@ -44,12 +44,16 @@ class RunFolder:
         self.state = self.path / "resume.ckpt"
         self.log = self.path / "log.jsonl"
 
-    def create(self, settings: Mapping[str, Any]) -> None:
-        """Start a run here; a folder that already holds one is left alone."""
+    def require_new(self) -> None:
+        """A folder that already holds a run is left alone: UsageError."""
         if self.config.exists() or self.state.exists():
             raise UsageError(
                 f"{str(self.path)!r} already holds a run.", "Continue it with --resume, or name another folder."
             )
+
+    def create(self, settings: Mapping[str, Any]) -> None:
+        """Start a run here."""
+        self.require_new()
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.config) as temporary:

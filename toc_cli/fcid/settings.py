@@ -127,3 +127,27 @@ def differences(
         for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name) and name not in ignore
     }
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` put in, table by table."""
+    merged = dict(base)
+    for name, value in over.items():
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """`train.lr=0.01` as `{"train": {"lr": 0.01}}`: the value as TOML reads it, or else as plain text."""
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"{text!r} is no setting.", "Write it as table.name=value: --set model.width=64.")
+    try:
+        table: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        table = value.strip()
+    for key in reversed(keys):
+        table = {key: table}
+    return dict(table)

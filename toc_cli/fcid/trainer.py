@@ -10,12 +10,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from toc_cli.errors import InputError, OutputError, UsageError
+from toc_cli.errors import InputError, OutputError, UsageError, missing_extra
 from toc_cli.fcid.aligner import StepLosses
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.comm import Comm
@@ -23,7 +24,7 @@ from toc_cli.fcid.data import BatchPlan, Split, load_batches
 from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.model import build_model
 from toc_cli.fcid.run_folder import RunFolder
-from toc_cli.fcid.settings import differences
+from toc_cli.fcid.settings import differences, flatten
 from toc_cli.fcid.stop import StopSignal
 from toc_cli.fcid.train_config import DTYPES, RUNTIME_FIELDS, RunConfig
 
@@ -64,6 +65,13 @@ class Summary:
     best_step: int
     validation: dict[str, float] = field(default_factory=dict)
     """Of the model kept; empty without a validation split."""
+    writes: bool = True
+    """Whether this process is the one that writes and reports."""
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """The same as plain values, with the names of the run's files."""
+        values = {name: value for name, value in asdict(self).items() if name != "writes"}
+        return {**values, "run": str(folder), "model": str(folder / "model.safetensors")}
 
 
 class Trainer:
@@ -113,6 +121,8 @@ class Trainer:
         self.mi_optimiser = torch.optim.Adam(groups["mi"], lr=train.mi_lr) if groups["mi"] else None
         self.step, self.best_step, self.best = 0, 0, math.inf
         self.best_validation: dict[str, float] = {}
+        self._board_class = tensorboard_writer() if train.tensorboard else None
+        self._board: Any = None
         self._saved_at = self._stepped_at = time.monotonic()
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -123,6 +133,8 @@ class Trainer:
             self._take_up()
         elif self._writes:
             self.folder.create(self.config.table())
+        if self._board_class and self._writes:
+            self._board = self._board_class(str(self.folder.path))
         self._saved_at = self._stepped_at = time.monotonic()
         with StopSignal() as stop:
             for batch in self._batches():
@@ -136,7 +148,7 @@ class Trainer:
                 if stopping and not done:
                     self._warn(f"Stopped after step {self.step} of {self.total_steps}. Continue with --resume.")
                     stop.act()
-        return Summary(self.step, self.config.train.epochs, self.best_step, self.best_validation)
+        return Summary(self.step, self.config.train.epochs, self.best_step, self.best_validation, self._writes)
 
     def _batches(self) -> Iterator[Batch]:
         """Every batch from the current step to the last of the run."""
@@ -333,11 +345,29 @@ class Trainer:
     def _log(self, record: dict[str, Any]) -> None:
         if not self._writes:
             return
+        self._board_add(record)
         try:
             self.folder.append_log(record)
         except OSError as error:
             self._warn(f"log.jsonl could not be written ({error.strerror}). Training goes on.")
 
+    def _board_add(self, record: dict[str, Any]) -> None:
+        """The numbers of a log line for TensorBoard, under `step/` or `validation/`."""
+        if self._board is None:
+            return
+        for name, value in flatten(record).items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
     def _warn(self, text: str) -> None:
         if self._writes:
             self.watcher.on_warning(text)
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's `SummaryWriter`; its library is an extra."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise missing_extra("tensorboard", "tensorboard") from error
+    return SummaryWriter
