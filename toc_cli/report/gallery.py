@@ -74,7 +74,10 @@ def _main(book: dict[str, Any], options: dict[str, Any]) -> list[Picture]:
     found = [_usage(figures[0])] if figures else []
     found += _scores(book, options)
     if figures:
-        found += [_spectrum(figures[0], book), *_heats(figures[0], small=len(figures) > 2)]
+        found += [
+            _spectrum(figures[0], book),
+            *(_heat(figures[0], side, small=len(figures) > 2) for side in ("before", "after")),
+        ]
     if book.get("sweep"):
         found += _sweeps(book, str(options.get("criterion")))
     if figures:
@@ -144,16 +147,12 @@ def _spectrum(figure: dict[str, Any], book: dict[str, Any], *, small: bool = Fal
     return Picture("Spectrum", pictures.spectrum(figure, small=small), caption, () if small else BEFORE_AFTER)
 
 
-def _heats(figure: dict[str, Any], *, small: bool = False) -> list[Picture]:
+def _heat(figure: dict[str, Any], side: str, *, small: bool = False) -> Picture:
     data = figure["cosine"]
     caption = "Codes in the order of clustering them before pruning; less colour means less redundancy. "
     caption += _sample(data["codes"], data["of"])
-    return [
-        Picture(
-            f"Cosine between codes, {side}", pictures.heat(figure, side, small=small), caption, square=True, ramp=True
-        )
-        for side in ("before", "after")
-    ]
+    svg = pictures.heat(figure, side, small=small)
+    return Picture(f"Cosine between codes, {side}", svg, caption, square=True, ramp=True)
 
 
 def _sweeps(book: dict[str, Any], chosen: str) -> list[Picture]:
@@ -185,7 +184,7 @@ def _each(figures: list[dict[str, Any]]) -> list[Group]:
     rows: tuple[tuple[str, str, Callable[[dict[str, Any]], Picture]], ...] = (
         ("Usage", "Times chosen by rank, before and after.", lambda figure: _usage(figure, small=True)),
         ("Spectrum", "Singular values, before and after.", lambda figure: _spectrum(figure, {}, small=True)),
-        ("Cosine after pruning", "", lambda figure: _heats(figure, small=True)[1]),
+        ("Cosine after pruning", "", lambda figure: _heat(figure, "after", small=True)),
     )
     found = []
     for title, text, draw in rows:

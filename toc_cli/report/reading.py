@@ -24,9 +24,9 @@ class Run:
     record: dict[str, Any]
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def locate(paths: Sequence[Path]) -> list[Path]:
     """The named records, or the newest `*.toc.json` of the current folder where none is named."""
-    return [read_run(path) for path in paths or [newest(Path())]]
+    return list(paths) or [newest(Path())]
 
 
 def read_run(path: Path) -> Run:

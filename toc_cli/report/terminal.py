@@ -59,7 +59,7 @@ def _table(head: Iterable[str], rows: Iterable[Row]) -> RenderableType:
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         style = {"better": "green", "worse": "red"}.get(row.good, "")
-        cells = [Text(cell.text) + Text(f" {cell.spread}".rstrip(), style="dim") for cell in row.cells]
+        cells = [Text(cell.text) + Text(f"\n{cell.spread}" if cell.spread else "", style="dim") for cell in row.cells]
         if row.good:
             cells[-1].stylize(style)
         table.add_row(Text(row.metric.label), *cells)
