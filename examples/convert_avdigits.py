@@ -18,6 +18,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from toc_cli.io.atomic import atomic_file, check_target
+
 SCALE = 20.0  # the prototype stores int8 z-scores x 20
 DIGITS = [str(digit) for digit in range(10)]
 BACKGROUND = 10  # the label of a second without a digit
@@ -67,7 +69,12 @@ def main() -> None:
     parser.add_argument("prototype", type=Path)
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
-    with h5py.File(arguments.prototype, "r") as source, h5py.File(arguments.output, "x") as target:
+    check_target(arguments.output)
+    with (
+        atomic_file(arguments.output) as temporary,
+        h5py.File(arguments.prototype, "r") as source,
+        h5py.File(temporary, "w") as target,
+    ):
         convert(source, target)
     print(f"Wrote {arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB).")
 

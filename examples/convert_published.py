@@ -27,6 +27,8 @@ from pathlib import Path, PurePosixPath
 import h5py
 import numpy as np
 
+from toc_cli.io.atomic import atomic_file, check_target
+
 NAMES = {"visual": "video"}  # AVE's word for it
 ROWS = 16  # clips copied at a time
 
@@ -175,7 +177,8 @@ def main() -> None:
     zips.add_argument("--modality", action="append", required=True, metavar="NAME=ZIP")
     zips.add_argument("--split", action="append", required=True, metavar="NAME=LIST")
     arguments = parser.parse_args()
-    with h5py.File(arguments.output, "x") as target:
+    check_target(arguments.output)
+    with atomic_file(arguments.output) as temporary, h5py.File(temporary, "w") as target:
         if arguments.layout == "ave":
             convert_ave(arguments.folder, target)
         else:

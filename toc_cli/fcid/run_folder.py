@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class RunFolder:
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         with atomic_file(self.model) as temporary, write_errors(self.model, SafetensorError):
             save_file(tensors, temporary, metadata)
+            shutil.copymode(self.config, temporary)  # safetensors writes for the owner alone
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Tensors and plain containers only, so that reading it back can run nothing."""
