@@ -69,6 +69,9 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
                     os.replace(old, target)
                 raise
             _sync(target.parent)
+    except OutputError as error:
+        # A file inside has failed: the user knows it by the folder that it was meant for.
+        raise OutputError(error.what.replace(printable(temporary), printable(target)), error.hint) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

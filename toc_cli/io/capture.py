@@ -115,8 +115,11 @@ def capture(
 
 def _watch(name: str, module: torch.nn.Module, argument: int | str, output: bool, recorder: Recorder) -> Any:
     def before(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = kwargs if isinstance(argument, str) else dict(enumerate((*args, *kwargs.values())))
-        recorder.add(name, given.get(argument))  # type: ignore[call-overload]
+        by_place = (*args, *kwargs.values())
+        if isinstance(argument, str):
+            recorder.add(name, kwargs.get(argument))
+        else:
+            recorder.add(name, by_place[argument] if argument < len(by_place) else None)
 
     def after(_: torch.nn.Module, args: tuple[Any, ...], returned: object) -> None:
         recorder.add(name, returned[0] if isinstance(returned, tuple | list) and returned else returned)

@@ -105,7 +105,7 @@ class NpyFile(Checkpoint):
         tensor = edits.tensors.get("")
         with atomic_file(target) as temporary:
             with open(temporary, "wb") as out:
-                np.save(out, (self.get("") if tensor is None else tensor).numpy(), allow_pickle=False)
+                write_npy(out, self.get("") if tensor is None else tensor)
             return [target, *write_config_beside(target, self.config, edits.config)]
 
 
@@ -150,7 +150,7 @@ class NpzFile(Checkpoint):
                                 while block := original.read(1 << 20):
                                     file.write(block)
                         else:
-                            np.lib.format.write_array(file, np.ascontiguousarray(tensor.numpy()), allow_pickle=False)
+                            write_npy(file, tensor)
             return [target, *write_config_beside(target, self.config, edits.config)]
 
 
@@ -182,3 +182,10 @@ def read_tensor(file: IO[bytes]) -> torch.Tensor:
     """A .npy stream as a tensor in native byte order, row-major."""
     array = np.lib.format.read_array(file, allow_pickle=False)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape))
+
+
+def write_npy(file: IO[bytes], tensor: torch.Tensor) -> None:
+    """A tensor as a .npy stream. Through `write`, because `np.save` does not notice when the disk is full."""
+    array = np.ascontiguousarray(tensor.detach().numpy()).reshape(tensor.shape)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.reshape(-1).view(np.uint8).data)

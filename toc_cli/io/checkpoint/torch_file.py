@@ -22,12 +22,11 @@ from toc_cli.io.checkpoint.inert import InertPickle
 from toc_cli.io.names import printable
 
 DEPTH_LIMIT = 32
-LEAF_LIMIT = 2_000_000
+REVISIT_LIMIT = 10_000
+"""Times that a dictionary or list may be met again: a few copies of a section, not the 2^n paths of nested sharing."""
 SMALL = 1 << 24
 """Bytes up to which an expanded tensor (one stored value, many elements) is taken for what it says."""
 
-DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError,
-          MemoryError, RecursionError, OverflowError, pickle.UnpicklingError)  # fmt: skip
 PLAIN = (str, int, float, bool, bytes, type(None), torch.dtype)
 
 
@@ -90,7 +89,7 @@ class TorchFile(Checkpoint):
             put(tree, self._value_places.get(names, names), value)
         with atomic_file(target) as temporary:
             with write_errors(target, RuntimeError), open(temporary, "wb") as out:
-                torch.save(tree, out, _use_new_zipfile_serialization=not self._legacy)
+                torch.save(tree, out)  # a legacy input too: that format writes memory addresses into the file
             return [target, *write_config_beside(target, self.config, edits.config)]
 
     def _edited(self, tree: Any, edits: Mapping[str, torch.Tensor]) -> Any:
@@ -143,12 +142,14 @@ def load_tree(path: Path, *, legacy: bool) -> tuple[Any, list[str]]:
             return torch.load(path, weights_only=True, **options), []
         except pickle.UnpicklingError:
             pass
-        except DAMAGE as error:
+        except InputError:
+            raise
+        except Exception as error:  # whatever a parser makes of broken bytes
             raise _damaged(shown, error) from None
         inert = InertPickle()
         try:
             tree = torch.load(path, weights_only=False, pickle_module=inert, **options)
-        except DAMAGE as error:
+        except Exception as error:
             _refuse_programs(shown, inert)
             raise _damaged(shown, error) from None
     _refuse_programs(shown, inert)
@@ -175,21 +176,21 @@ def leaves(tree: object) -> Iterator[tuple[tuple[Hashable, ...], object]]:
     Foreign objects are none. InputError for a tree that is too deep or, through shared parts, too wide to walk.
     """
     stack: list[tuple[tuple[Hashable, ...], object]] = [((), tree)]
-    count = 0
+    seen: set[int] = set()
+    revisits = 0
     while stack:
         place, node = stack.pop()
-        count += 1
-        if count > LEAF_LIMIT or len(place) > DEPTH_LIMIT:
-            raise InputError(f"The file nests its dictionaries too deep or too wide ({count:,} entries so far).")
         if isinstance(node, (torch.Tensor, *PLAIN)):
             yield place, node
-        elif isinstance(node, dict):
-            stack.extend(reversed([((*place, key), child) for key, child in node.items()]))
-        elif isinstance(node, list | tuple):
-            if all(isinstance(child, PLAIN) for child in node):
-                yield place, list(node)
-            else:
-                stack.extend(reversed([((*place, i), child) for i, child in enumerate(node)]))
+        elif isinstance(node, (list, tuple)) and all(isinstance(child, PLAIN) for child in node):
+            yield place, list(node)
+        elif isinstance(node, (dict, list, tuple)):
+            revisits += id(node) in seen
+            seen.add(id(node))
+            if revisits > REVISIT_LIMIT or len(place) > DEPTH_LIMIT:
+                raise InputError("The file nests its dictionaries too deep, or one inside of itself.")
+            children = node.items() if isinstance(node, dict) else enumerate(node)
+            stack.extend(reversed([((*place, key), child) for key, child in children]))
 
 
 def at(tree: Any, place: tuple[Hashable, ...]) -> Any:
