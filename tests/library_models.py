@@ -8,14 +8,16 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from toc_cli.io.checkpoint import Checkpoint, Edits, open_checkpoint
-from toc_cli.io.families import emit
+from toc_cli.io.families import detect, emit
 from toc_cli.io.families.base import Codebook, Mode
+from toc_cli.libraries import Run, run
 from toc_cli.ops.quantiser import Quantiser, quantiser
 
 CODES = 32
@@ -254,6 +256,50 @@ def write(
         edits = emit.edits(ckpt, codebook, mode, kept=indices, fill=values, on=edits)
     ckpt.write(target, edits)
     return target
+
+
+@dataclass
+class Prepared:
+    """A folder, its codebooks, and one choice of dimensions for each of them."""
+
+    folder: Path
+    books: list[Codebook]
+    kept: list[torch.Tensor]
+    fill: list[torch.Tensor]
+    rows: list[torch.Tensor]
+    full: list[Quantiser]
+
+    @property
+    def pruned(self) -> list[Quantiser]:
+        """The subspace form of each quantiser."""
+        return [whole.pruned(kept, fill) for whole, kept, fill in zip(self.full, self.kept, self.fill, strict=True)]
+
+    def write(self, mode: Mode, target: Path) -> Path:
+        """One pruned form of the folder."""
+        return write(self.folder, detect, mode, self.kept, self.fill, target)
+
+    def runs(self, folder: Path) -> list[Run]:
+        """The library's view of a folder, codebook by codebook; a codebook without projection gets the kept columns."""
+        found = []
+        for book, rows, kept in zip(detect(open_checkpoint(folder)), self.rows, self.kept, strict=True):
+            fits = rows.shape[1] in (book.dim, book.outer_width)
+            found.append(run(folder, book, rows if fits else rows[:, kept[0, 0]]))
+        return found
+
+
+def prepare(folder: Path, size: int | float, count: int = 500, sample: torch.Tensor | None = None) -> Prepared:
+    """Random dimensions for every codebook of a folder; rows are `sample` where its width fits, else random."""
+    ckpt = open_checkpoint(folder)
+    found = Prepared(folder, detect(ckpt), [], [], [], [])
+    for n, book in enumerate(found.books):
+        full = read_quantiser(ckpt, book)
+        rows = torch.randn(count, full.width, generator=torch.Generator().manual_seed(n))
+        rows = sample if sample is not None and sample.shape[1] == full.width else rows
+        found.full.append(full)
+        found.rows.append(rows)
+        found.kept.append(choose(book, size if isinstance(size, int) else max(1, round(size * book.dim)), seed=n))
+        found.fill.append(constant(book, full, rows))
+    return found
 
 
 def config_of(folder: Path) -> dict[str, Any]:

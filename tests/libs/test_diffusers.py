@@ -11,10 +11,6 @@ import pytest
 import torch
 
 from toc_cli.errors import UsageError
-from toc_cli.io.checkpoint import open_checkpoint
-from toc_cli.io.families import detect
-from toc_cli.io.families.base import Mode
-from toc_cli.libraries import run
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'toc-cli[test-libs]'")
 
@@ -44,40 +40,27 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def test_the_three_forms(case: Case, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    folder = models.save(case.build(), tmp_path / "full")
-    ckpt = open_checkpoint(folder)
-    (book,) = detect(ckpt)
-    full = models.read_quantiser(ckpt, book)
-    rows = torch.randn(500, full.width)
-    kept = models.choose(book, case.size)
-    fill = models.constant(book, full, rows)
-    assert fill.any()
-
-    def written(mode: Mode) -> Path:
-        return models.write(folder, detect, mode, [kept], [fill], tmp_path / mode)
-
-    whole = run(folder, book, rows)
+    prepared = models.prepare(models.save(case.build(), tmp_path / "full"), case.size)
+    full, pruned, rows = prepared.full[0], prepared.pruned[0], prepared.rows[0]
+    assert prepared.fill[0].any()
+    (whole,) = prepared.runs(prepared.folder)
     assert models.flips(full, rows, full.tokens(rows), whole.tokens) == 0
     assert len(whole.tokens.unique()) > 10
 
-    pruned = full.pruned(kept, fill)
-    masked = run(written("masked"), book, rows)
+    (masked,) = prepared.runs(prepared.write("masked", tmp_path / "masked"))
     assert models.flips(pruned, rows, pruned.tokens(rows), masked.tokens) == 0
     assert (masked.tokens != whole.tokens).any()
 
-    consumer = run(written("consumer"), book, rows)
+    (consumer,) = prepared.runs(prepared.write("consumer", tmp_path / "consumer"))
     assert torch.equal(consumer.tokens, whole.tokens)
     assert not torch.allclose(consumer.outputs, whole.outputs)
 
+    target = tmp_path / "sliced"
     if not case.sliced:
         with pytest.raises(UsageError, match="sized by latent_channels"):
-            written("sliced")
+            prepared.write("sliced", target)
         return
-    target = written("sliced")
-    (small,) = detect(open_checkpoint(target))
-    assert small.dim == case.size == models.config_of(target)[case.size_key]
-    cut = rows if small.outer_width else rows[:, kept[0, 0]]
-    sliced = run(target, small, cut)
-    assert torch.equal(sliced.tokens, masked.tokens)
-    gap = (sliced.outputs - masked.outputs).norm() / masked.outputs.norm()
-    assert gap < 1e-5
+    (sliced,) = prepared.runs(prepared.write("sliced", target))
+    assert models.config_of(target)[case.size_key] == case.size
+    assert models.flips(pruned, rows, masked.tokens, sliced.tokens) == 0
+    assert (sliced.outputs - masked.outputs).norm() / masked.outputs.norm() < 1e-5
