@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from toc_cli import __version__
-from toc_cli.commands import demo, inspect, optimize, quantize
+from toc_cli.commands import bench, demo, inspect, optimize, quantize, train_fcid
 from toc_cli.commands.output import complain
 from toc_cli.errors import OutputError, TocError, UsageError
 
@@ -27,9 +27,11 @@ for name, room in (
     ("inspect", inspect),
     ("optimize", optimize),
     ("quantize", quantize),
+    ("train-fcid", train_fcid),
+    ("bench", bench),
     ("demo", demo),
 ):
-    app.command(name, epilog=f"Example: {room.EXAMPLE}")(getattr(room, name))
+    app.command(name, epilog=f"Example: {room.EXAMPLE}")(getattr(room, name.replace("-", "_")))
 
 
 def show_version(wanted: bool) -> None:

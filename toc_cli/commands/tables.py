@@ -98,3 +98,24 @@ def tokens_table(done: dict[str, Any]) -> Table:
         shape = "x".join(map(str, row["shape"]))
         table.add_row(name(row["name"]), shape, row["dtype"], f"{row['rows']:,}", used, f"{row['perplexity']:.1f}")
     return table
+
+
+def bench_tables(found: dict[str, Any]) -> list[Table]:
+    """One table: a row per measured shape, a column per figure; seconds and bytes in readable units."""
+    table = Table(title=Text(f"toc bench {found['bench']}"), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    columns = list(dict.fromkeys(field for row in found["rows"] for field in row))
+    for column in columns:
+        table.add_column(Text(column.replace("_", " ")), justify="right")
+    for row in found["rows"]:
+        table.add_row(*(Text(_measured(column, row.get(column))) for column in columns))
+    return [table]
+
+
+def _measured(column: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if column.endswith("seconds"):
+        return f"{value * 1e3:,.3g} ms" if value < 1 else f"{value:,.3g} s"
+    if column.endswith("bytes"):
+        return f"{value / 2**20:,.0f} MiB"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -84,16 +84,16 @@ def _layer(name: str, layer: Affine | Norm | None) -> dict[str, torch.Tensor]:
 
 
 def _description(source: Source, choice: Choice) -> dict[str, Any]:
-    book, parts = source.book, source.parts
+    book, parts, levels = source.book, source.parts, len(source.full.levels)
     return {
         "family": book.family,
-        "keys": [list(level) for level in book.keys],
+        "keys": [list(level) for level in book.keys[:levels]],
         "metric": book.metric,
         "residual": book.residual,
         "unit_vectors": source.full.unit_vectors,
-        "levels": book.levels,
+        "levels": levels,
         "heads": book.heads,
-        "num_codes": list(book.num_codes),
+        "num_codes": list(book.num_codes[:levels]),
         "dim": book.dim,
         "kept_dim": choice.count,
         "norm_eps": parts.norm_in.eps if parts.norm_in else None,

@@ -1,0 +1,22 @@
+"""What `toc bench` measures, each against its floor and its peers in one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toc_cli.errors import UsageError
+
+ROOMS = ("criterion", "optimize", "assign", "train")
+
+
+def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) -> dict[str, Any]:
+    """The figures of one room, JSON-able. UsageError for a room that is not there."""
+    if what == "criterion":
+        from toc_cli.bench.road import measure_criterion
+
+        return {"bench": what, "rows": [measure_criterion(repeats)]}
+    if what == "optimize":
+        from toc_cli.bench.road import measure_optimize
+
+        return {"bench": what, "rows": [measure_optimize(rows, repeats=repeats)]}
+    raise UsageError(f"toc bench {what!r} is unknown.", f"Use one of: {', '.join(ROOMS)}.")

@@ -1,0 +1,122 @@
+"""How fast the main job runs on this machine: the criterion against the published double loop, `optimize` against its floor.
+
+The floor of `optimize` is reading the features with h5py plus the bare single-precision product of the assignment.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from toc_cli.ops.criterion import score
+
+CRITERION_SHAPE = (16384, 256)
+LOOP_PAIRS = 4000
+"""Pairs of codes that the published loop is timed on; its full time is that times K (K - 1) over it."""
+
+
+def measure_criterion(repeats: int = 5) -> dict[str, Any]:
+    """Seconds of the closed form at K=16384, D=256, and of the published double loop, extrapolated from some of its pairs."""
+    codes = torch.randn(CRITERION_SHAPE, generator=torch.Generator().manual_seed(0))
+    closed = statistics.median(_timed(lambda: score("toc", codes)) for _ in range(repeats))
+    pairs = _timed(lambda: published_pairs(codes, LOOP_PAIRS))
+    count = CRITERION_SHAPE[0]
+    return {
+        "codes": count,
+        "dim": CRITERION_SHAPE[1],
+        "seconds": closed,
+        "published_loop_seconds": pairs * count * (count - 1) / LOOP_PAIRS,
+        "extrapolated_from_pairs": LOOP_PAIRS,
+    }
+
+
+def published_pairs(codes: torch.Tensor, pairs: int) -> torch.Tensor:
+    """The first `pairs` steps of the double loop over codes (K, D): one product of two rows added at a time."""
+    total = torch.zeros(codes.shape[1])
+    for step in range(pairs):
+        i, j = step // len(codes), 1 + step % (len(codes) - 1)
+        total += codes[i] * codes[j]
+    return total
+
+
+def measure_optimize(rows: int = 1_000_000, dim: int = 256, codes: int = 1024, repeats: int = 3) -> dict[str, Any]:
+    """Wall seconds and peak memory of `toc optimize` in a process of its own, interleaved with its floor, and their ratio."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        features, model = _inputs(folder, rows, dim, codes)
+        runs: list[dict[str, float]] = []
+        for _ in range(repeats):
+            runs.append({**_floor(features, model), **_optimize(features, model, folder)})
+    middle = {field: statistics.median(run[field] for run in runs) for field in runs[0]}
+    floor = middle["read_seconds"] + middle["gemm_seconds"]
+    return {
+        "rows": rows, "dim": dim, "codes": codes, "repeats": repeats, **middle, "floor_seconds": floor,
+        "ratio": middle["optimize_seconds"] / floor, "ratio_with_start": middle["process_seconds"] / floor,
+    }  # fmt: skip
+
+
+def _inputs(folder: Path, rows: int, dim: int, codes: int) -> tuple[Path, Path]:
+    """Features around the codes of a random codebook, written once."""
+    generator = np.random.default_rng(0)
+    table = generator.standard_normal((codes, dim), dtype=np.float32)
+    model, features = folder / "model.safetensors", folder / "features.h5"
+    save_file({"quantize.embedding.weight": torch.from_numpy(table)}, model)
+    with h5py.File(features, "w") as file:
+        out = file.create_dataset("x", (rows, dim), np.float32)
+        for start in range(0, rows, 65536):
+            stop = min(rows, start + 65536)
+            chosen = table[generator.integers(0, codes, stop - start)]
+            out[start:stop] = chosen + generator.standard_normal((stop - start, dim), dtype=np.float32)
+    return features, model
+
+
+def _floor(features: Path, model: Path) -> dict[str, float]:
+    """Reading the file once with h5py, and the bare product of its rows with the codes, both block by block."""
+    from safetensors.torch import load_file
+
+    codes = load_file(model)["quantize.embedding.weight"]
+    reading = product = 0.0
+    with h5py.File(features) as file:
+        data = file["x"]
+        block = np.empty((16384, data.shape[1]), np.float32)
+        out = torch.empty(len(block), len(codes))
+        for start in range(0, len(data), len(block)):
+            stop = min(len(data), start + len(block))
+            began = time.perf_counter()
+            data.read_direct(block, np.s_[start:stop], np.s_[: stop - start])
+            read = time.perf_counter()
+            torch.mm(torch.from_numpy(block[: stop - start]), codes.T, out=out[: stop - start])
+            reading += read - began
+            product += time.perf_counter() - read
+    return {"read_seconds": reading, "gemm_seconds": product}
+
+
+def _optimize(features: Path, model: Path, folder: Path) -> dict[str, float]:
+    """One run of the command line; its own clock (`timing`) and the whole process, start-up included."""
+    target = folder / "out.toc.safetensors"
+    command = [sys.executable, "-m", "toc_cli", "optimize", str(model), "--features", str(features), "-o", str(target), "--force", "-q"]
+    began = time.perf_counter()
+    subprocess.run(command, check=True)
+    seconds = time.perf_counter() - began
+    record = json.loads((folder / "out.toc.json").read_text(encoding="utf-8"))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"optimize_seconds": record["timing"]["seconds"], "process_seconds": seconds, "peak_bytes": peak}
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

@@ -1,0 +1,29 @@
+"""`toc bench`: measure this machine against the floor and the peers that are installed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from toc_cli.commands import flags
+
+EXAMPLE = "toc bench criterion"
+
+
+def bench(
+    what: Annotated[str, typer.Argument(metavar="[criterion|optimize|assign|train]", help="What to measure.")] = "assign",
+    device: flags.Device = "auto",
+    rows: Annotated[int, typer.Option(help="optimize: feature rows.")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(help="Interleaved repetitions; the median counts.")] = 3,
+    verify: Annotated[bool, typer.Option("--verify", help="assign: count mismatches against float64 on adversarial data.")] = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Measure this machine: assignment, scoring, optimize end to end, a training step; medians, ratios and the floor."""
+    from toc_cli.bench import run_bench
+    from toc_cli.commands.output import Output
+    from toc_cli.commands.tables import bench_tables
+
+    found = run_bench(what, device=device, rows=rows, repeats=repeats, verify=verify)
+    Output(as_json, quiet).result(found, *bench_tables(found))
