@@ -24,7 +24,7 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 10**6))
 def test_geometry_is_the_pair_loop(count, dim, seed):
     codes = draw(seed, count, dim)

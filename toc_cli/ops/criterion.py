@@ -66,23 +66,6 @@ def similarity_and_variance(state: Moments) -> tuple[np.ndarray, np.ndarray]:
     return state.mean**2 - v / state.count, v
 
 
-def similarity(codes: Array) -> np.ndarray:
-    """S_d = 1/(K(K-1)) sum over i != j of e_id e_jd, for codes (..., K, D) -> (..., D)."""
-    return _stacked(codes)[0]
-
-
-def code_variance(codes: Array) -> np.ndarray:
-    """V_d = 1/(K-1) sum_i (e_id - m_d)^2, for codes (..., K, D) -> (..., D)."""
-    return _stacked(codes)[1]
-
-
-def _stacked(codes: Array) -> tuple[np.ndarray, np.ndarray]:
-    *lead, count, dim = codes.shape
-    books = codes.reshape(-1, count, dim)
-    pairs = [similarity_and_variance(moments(book)) for book in books]
-    return np.stack([s for s, _ in pairs]).reshape(*lead, dim), np.stack([v for _, v in pairs]).reshape(*lead, dim)
-
-
 def usage_similarity_and_variance(codes: Array, usage: Array) -> tuple[np.ndarray, np.ndarray]:
     """The same with codes (K, D) weighted by how often they are chosen, usage (K,) >= 0 (counts or shares).
 

@@ -15,7 +15,7 @@ from toc_cli.ops.linear import Array, eigenvalues, float64, matmul, unit_rows
 from toc_cli.ops.moments import moments
 
 TILE_ROWS = 4096
-PAIR_DIMENSIONS = 20_000_000_000
+PAIR_DIMENSIONS = 10_000_000_000
 """Work of the closest-pair search, pairs times dimensions: beyond it only evenly spaced codes look for a neighbour."""
 
 

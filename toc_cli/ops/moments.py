@@ -66,11 +66,6 @@ def merge(p: Moments, q: Moments) -> Moments:
     return Moments(count, p.mean + shift * (q.count / count), p.m2 + q.m2 + shift * shift * (p.count * q.count / count))
 
 
-def update(state: Moments | None, x: Array) -> Moments:
-    """The state after one more block (N, D); `None` starts."""
-    return moments(x) if state is None else merge(state, moments(x))
-
-
 def variance(state: Moments) -> np.ndarray:
     """Unbiased variance per dimension (D,); zero for a single row."""
     return state.m2 / max(1, state.count - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -90,21 +89,6 @@ def select(score: Array, count: int, ratio: tuple[int, int] | None = None, last:
     ends = _lowest(float64(score), rest.numpy(), count - top, last)
     chosen = torch.cat([best, torch.from_numpy(ends)])
     return Selection(kept=chosen.sort().values, order=order, chosen=chosen)
-
-
-def smallest_count(dim: int, meets: Callable[[int], bool]) -> int | None:
-    """The smallest D' in 1..dim that `meets` the bounds of `--keep auto`, by bisection; None where even all do not.
-
-    The metrics are taken as monotone in D'; where they are not, the answer meets the bounds and one dimension fewer does
-    not. `meets` is called at most 2 + log2(dim) times, first with `dim`.
-    """
-    if not meets(dim):
-        return None
-    low, high = 0, dim
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if meets(middle) else (middle, high)
-    return high
 
 
 def _lowest(score: np.ndarray, among: np.ndarray, count: int, last: Array | None) -> np.ndarray:

@@ -60,23 +60,6 @@ def used_if_uniform(codes: int, rows: int) -> float:
     return codes * -float(np.expm1(rows * np.log1p(-1 / codes))) if codes > 1 else float(rows > 0)
 
 
-def rarefied(counts: np.ndarray, rows: int) -> float:
-    """Expected number of codes used by `rows` of the counted rows, drawn without replacement; counts (K,).
-
-    Two samples of unequal size are compared at the smaller one's size (Hurlbert 1971).
-    """
-    n = int(counts.sum())
-    if not 0 <= rows <= n:
-        raise ValueError(f"cannot draw {rows} of {n} rows")
-    left = n - counts[counts > 0]
-
-    def log_choose(total: np.ndarray | int) -> np.ndarray:
-        return special.gammaln(np.asarray(total) + 1.0) - special.gammaln(np.asarray(total) - rows + 1.0)
-
-    missed = np.where(left >= rows, np.exp(log_choose(np.maximum(left, rows)) - log_choose(n)), 0.0)
-    return float(np.sum(1 - missed))
-
-
 def is_rarefied(rows: int, num_codes: Sequence[int]) -> bool:
     """Whether the rows are too few (under 10 per code) for usage figures to describe the codes."""
     return rows < RAREFIED * max(num_codes)
