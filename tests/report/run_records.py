@@ -140,7 +140,9 @@ def _nearest(x: np.ndarray, book: np.ndarray) -> np.ndarray:
     return (((x * x).sum(1)[:, None] - 2 * x @ book.T) + (book * book).sum(1)).argmin(axis=1)
 
 
-def _quantise(x: np.ndarray, books: list[np.ndarray], kept: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _quantise(
+    x: np.ndarray, books: list[np.ndarray], kept: np.ndarray | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Tokens per level and the running reconstruction after each level."""
     total, tokens, sums = np.zeros_like(x), [], []
     for level, book in enumerate(books):
@@ -172,7 +174,10 @@ def _measure(books: list[np.ndarray], x: np.ndarray, kept: np.ndarray) -> dict[s
             **_geometry(tables),
             "bytes": 4 * tables[0].size * len(tables),
         }
-    sides["after"] |= {"token_agreement": same.mean(), "excess_distortion": error["after"].mean() / error["before"].mean() - 1}
+    sides["after"] |= {
+        "token_agreement": same.mean(),
+        "excess_distortion": error["after"].mean() / error["before"].mean() - 1,
+    }
     levels = [
         ({"snr_db": _snr(signal, x, old_sums[i]), **_usage([old[i]], len(books[0]))},
          {"snr_db": _snr(signal, x, new_sums[i]), **_usage([new[i]], len(books[0])),
@@ -273,7 +278,9 @@ def _stability(books: list[np.ndarray], order: np.ndarray, kept_dim: int, rng: n
     return {"jaccard_mean": float(np.mean(overlaps)), "jaccard_min": min(overlaps), "resamples": 40, "over": "codes"}
 
 
-def _sweep(books: list[np.ndarray], x: np.ndarray, orders: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
+def _sweep(
+    books: list[np.ndarray], x: np.ndarray, orders: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, Any]:
     dim = books[0].shape[1]
     dims = sorted({max(1, round(dim * share)) for share in np.linspace(0.1, 1, 10)})
     curves = {}

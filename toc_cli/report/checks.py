@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,7 +193,11 @@ def known(checks: Sequence[Check], names: set[str]) -> None:
     """UsageError that lists the names there are, where a check names a number that no codebook has."""
     for check in checks:
         if check.metric not in names:
-            listed = ", ".join(shown(name) for name in sorted(names))
+            plain = sorted(name for name in names if "." not in name)
+            prefixes = sorted({name.rpartition(".")[0] + "." for name in names if "." in name})
+            close = get_close_matches(check.metric, sorted(names), n=1)
+            guess = f"Did you mean {shown(close[0], 120)}? " if close else ""
             raise UsageError(
-                f"No number is called {shown(check.metric, 120)!r} in this record.", f"There are: {listed}."
+                f"No number is called {shown(check.metric, 120)!r} in this record.",
+                f"{guess}There are: {', '.join(plain)}; and after a prefix: {', '.join(map(shown, prefixes[:40]))}.",
             )

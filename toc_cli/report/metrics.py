@@ -165,6 +165,13 @@ _TABLE = (
         "Excess distortion of keeping the dimensions of highest variance minus the chosen selection's.",
     ),
     Metric(
+        "advantage_over_pca",
+        "Advantage over PCA",
+        "points",
+        "higher",
+        "Excess distortion of the leading principal components of the codes, a rotation, minus the chosen selection's.",
+    ),
+    Metric(
         "stability",
         "Stability",
         "share",
@@ -245,8 +252,6 @@ def _whole(codebook: dict[str, Any]) -> dict[str, float | None]:
     """The numbers that stand beside `before` and `after` in a codebook's entry."""
     advantage = codebook.get("advantage_over_random") or {}
     distortion, agreement = advantage.get("distortion") or {}, advantage.get("agreement") or {}
-    variance = codebook["baselines"].get("variance", {}).get("excess_distortion")
-    chosen = codebook["after"].get("excess_distortion")
     stability = codebook.get("stability") or {}
     before, after = codebook["before"].get("bytes"), codebook["after"].get("bytes")
     return {
@@ -254,7 +259,8 @@ def _whole(codebook: dict[str, Any]) -> dict[str, float | None]:
         "advantage_over_random_low": _first(distortion.get("ci95")),
         "advantage_over_random_agreement": agreement.get("value"),
         "advantage_over_random_agreement_low": _first(agreement.get("ci95")),
-        "advantage_over_variance": None if variance is None or chosen is None else variance - chosen,
+        "advantage_over_variance": _over(codebook, "variance"),
+        "advantage_over_pca": _over(codebook, "pca"),
         "stability": stability.get("jaccard_mean"),
         "stability_min": stability.get("jaccard_min"),
         "dead_dimensions": codebook["dead_dimensions"],
@@ -263,6 +269,12 @@ def _whole(codebook: dict[str, Any]) -> dict[str, float | None]:
         "kept_dim": codebook["kept_dim"],
         "bytes_ratio": after / before if before and after is not None else None,
     }
+
+
+def _over(codebook: dict[str, Any], other: str) -> float | None:
+    theirs = codebook["baselines"].get(other, {}).get("excess_distortion")
+    ours = codebook["after"].get("excess_distortion")
+    return None if theirs is None or ours is None else theirs - ours
 
 
 def _first(interval: list[float] | None) -> float | None:

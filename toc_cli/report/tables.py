@@ -29,6 +29,7 @@ TRUST = (
     "advantage_over_random",
     "advantage_over_random_agreement",
     "advantage_over_variance",
+    "advantage_over_pca",
     "stability",
     "sample_per_code",
     "dead_dimensions",

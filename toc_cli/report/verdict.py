@@ -101,17 +101,19 @@ def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record:
     return Alarm("not_better_than_random", codebook["id"], text, "advantage_over_random_low")
 
 
-def _beaten_by_variance(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+def _beaten_by_baseline(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
     chosen = codebook["ci95"]["after"].get("excess_distortion")
-    variance = codebook["baselines"].get("variance", {}).get("excess_distortion")
-    if chosen is None or variance is None or variance >= chosen[0]:
+    excess = {other: codebook["baselines"].get(other, {}).get("excess_distortion") for other in ("variance", "pca")}
+    better = {other: value for other, value in excess.items() if chosen and value is not None and value < chosen[0]}
+    if not better:
         return None
+    best = min(better, key=lambda other: better[other])
     text = (
-        f"Keeping the dimensions of highest variance costs less: excess distortion {number(variance, 'change')} "
-        "against "
-        f"{number(values.get('excess_distortion'), 'change')} {interval(chosen, 'change')}. Try --criterion variance."
+        f"Another selection of the same size costs less: {best} has excess distortion {number(better[best], 'change')}, "
+        f"the chosen one {number(values.get('excess_distortion'), 'change')} {interval(chosen, 'change')}. "
+        f"Try --criterion {best}."
     )
-    return Alarm("beaten_by_variance", codebook["id"], text, "advantage_over_variance")
+    return Alarm("beaten_by_baseline", codebook["id"], text, f"advantage_over_{best}")
 
 
 def _unstable(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
@@ -194,7 +196,7 @@ def _tokens_change(codebook: Mapping[str, Any], values: Values, record: Mapping[
 _Rule = Callable[[Mapping[str, Any], Values, Mapping[str, Any]], "Alarm | None"]
 _RULES: tuple[_Rule, ...] = (
     _not_better_than_random,
-    _beaten_by_variance,
+    _beaten_by_baseline,
     _unstable,
     _small_sample,
     _dead_dimensions,

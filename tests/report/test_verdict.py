@@ -1,0 +1,99 @@
+"""Each plain word about failure appears exactly when its number says so, and a check can hold that number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from toc_cli.report import Run, assemble
+from toc_cli.report.checks import parse
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def alarms(record: dict[str, Any]) -> dict[str, Any]:
+    return {alarm.id: alarm for alarm in assemble([Run("r.toc.json", record)]).runs[0].alarms}
+
+
+def quiet(record: dict[str, Any]) -> dict[str, Any]:
+    """The same record with nothing to warn about."""
+    book = record["codebooks"][0]
+    book["after"] |= {"token_agreement": 1.0, "dead_codes": 0}
+    book["baselines"] = {}
+    book["stability"] = {**book["stability"], "jaccard_mean": 0.95}
+    book["modality_agreement"] = {"jaccard": 0.95, "pairs": {}}
+    return record
+
+
+CASES: dict[str, tuple[Change, str, str]] = {
+    "not_better_than_random": (
+        lambda book: book["advantage_over_random"].update(distortion={"value": 0.01, "ci95": [-0.02, 0.04]}),
+        "advantage_over_random_low",
+        "is not measurably better than picking dimensions at random",
+    ),
+    "beaten_by_baseline": (
+        lambda book: book["baselines"].update(variance={"excess_distortion": -0.9}),
+        "advantage_over_variance",
+        "Try --criterion variance",
+    ),
+    "unstable_selection": (lambda book: book["stability"].update(jaccard_mean=0.7), "stability", "unstable"),
+    "small_sample": (lambda book: book["sample"].update(evaluated=47), "sample_per_code", "47 features for 48 codes"),
+    "dead_dimensions": (lambda book: book.update(dead_dimensions=2), "dead_dimensions", "toc-live"),
+    "dead_codes": (lambda book: book["after"].update(dead_codes=3), "dead_codes", "3 codes of 48 are never chosen"),
+    "modalities_disagree": (
+        lambda book: book["modality_agreement"].update(jaccard=0.4),
+        "modality_jaccard",
+        "two random sets of this size by 33.3%",
+    ),
+    "tokens_change": (
+        lambda book: book["after"].update(token_agreement=0.9),
+        "token_agreement",
+        "10.0% of tokens change",
+    ),
+}
+
+
+def test_nothing_to_warn_about(record: dict[str, Any]) -> None:
+    report = assemble([Run("r.toc.json", quiet(record))])
+    assert report.runs[0].alarms == ()
+    assert (report.status, report.headline) == ("open", "No gate was set: nothing to warn about.")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_warning(record: dict[str, Any], name: str) -> None:
+    change, metric, words = CASES[name]
+    change(quiet(record)["codebooks"][0])
+    found = alarms(record)
+    assert list(found) == [name]
+    assert words in found[name].text
+    assert found[name].metric == metric
+    passed = assemble([Run("r.toc.json", record)], [parse(f"{metric}>=-1e9")])
+    assert (passed.status, passed.headline) == ("pass", "Ship: the check holds."), (
+        "a check that holds weighs the warning"
+    )
+    elsewhere = assemble([Run("r.toc.json", record)], [parse("kept_dim>=1")])
+    assert elsewhere.headline == "Ship with care: 1 warning to weigh."
+
+
+def test_worse_than_random_says_so(record: dict[str, Any]) -> None:
+    quiet(record)["codebooks"][0]["advantage_over_random"]["distortion"] = {"value": -0.01, "ci95": [-0.02, 0.04]}
+    assert "is worse than picking" in alarms(record)["not_better_than_random"].text
+
+
+def test_the_pipelines_own_warnings_come_first_and_only_once(record: dict[str, Any]) -> None:
+    quiet(record)["codebooks"][0]["dead_dimensions"] = 2
+    record["warnings"] = [
+        {"id": "constant_dimensions", "codebook": None, "text": "Two are constant."},
+        {"id": "dead_dimensions", "codebook": 0, "text": "Said already."},
+    ]
+    found = assemble([Run("r.toc.json", record)]).runs[0].alarms
+    assert [alarm.text for alarm in found] == ["Two are constant.", "Said already."]
+
+
+def test_keep_all_has_nothing_to_compare(record: dict[str, Any]) -> None:
+    book = quiet(record)["codebooks"][0]
+    book |= {"advantage_over_random": None, "stability": None, "kept_dim": 24, "kept": [[list(range(24))]]}
+    book["modality_agreement"] = {"jaccard": 1.0, "pairs": {}}
+    assert alarms(record) == {}
