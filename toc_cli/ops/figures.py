@@ -65,7 +65,7 @@ def rank_frequency(before: Array, after: Array | None) -> dict[str, Any]:
 
 
 def principal(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of codes (C, D): mean (D,), singular values of the centred codes, descending, and the two leading axes (D, 2 or 1).
+    """Of codes (C, D): mean (D,), singular values of the centred codes, descending, and two leading axes (D, 2 or 1).
 
     Each axis' largest loading is positive.
     """
