@@ -77,7 +77,7 @@ class Site:
     norm: Literal["", "weight_g", "original0"] = ""
     """For a weight-normed layer: the spelling of its magnitude; `key` then names the direction (weight_v, original1)."""
     folds: bool = True
-    """For consumer: whether a constant folds into its bias exactly (no zero padding, no kernel wider than 1)."""
+    """For consumer: whether a constant folds into its bias exactly (no zero padding; no stride under a transposed kernel)."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import moments
 from toc_cli.io.families.base import Codebook, Mode, Site
+from toc_cli.io.names import printable
 
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
 DIRECTION_TO_MAGNITUDE = {"weight_g": ("weight_v", "weight_g"), "original0": ("original1", "original0")}
@@ -149,7 +150,9 @@ def edits(
     where = space(codebook, kept, fill, rotation)
     reason = supported(ckpt, codebook, where.size, rotated=rotation is not None)[mode]
     if reason:
-        raise UsageError(f"--emit {mode} is not possible for {codebook.label}: {reason}.", "Try another --emit.")
+        raise UsageError(
+            f"--emit {mode} is not possible for {printable(codebook.label)}: {reason}.", "Try another --emit."
+        )
     edit = _Edit(ckpt, codebook, where, on or Edits())
     {"codebook": lambda: None, "masked": edit.masked, "sliced": edit.sliced, "consumer": edit.consumer}[mode]()
     edit.keep_sharing()
@@ -259,7 +262,8 @@ class _Edit:
             return
         if not (site.folds and site.bias):
             raise UsageError(
-                f"The constant of the dropped dimensions does not fold into {site.key} exactly.", "Use --fill zero."
+                f"The constant of the dropped dimensions does not fold into {printable(site.key)} exactly.",
+                "Use --fill zero.",
             )
         moved = torch.tensordot(self.weight(site), constant, dims=([site.axis], [0]))
         bias = self.get(site.bias)
@@ -328,7 +332,7 @@ def _cut_keys(codebook: Codebook) -> set[str]:
 def _optimizer_refusal(ckpt: Checkpoint, codebook: Codebook, rotated: bool) -> str:
     state = moments.of_parameters(ckpt, _cut_keys(codebook), codebook.copies)
     if state.unsure:
-        return f"the optimizer state in the file may belong to {state.unsure[0]}, and nothing says for certain which moments to cut"
+        return f"the optimizer state in the file may belong to {printable(state.unsure[0])}, and nothing says for certain which moments to cut"
     if rotated and any(state.found.values()):
         return "the second moments of the optimizer state in the file cannot be rotated"
     return ""

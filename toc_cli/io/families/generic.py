@@ -15,6 +15,7 @@ from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
 from toc_cli.io.families.base import Codebook, Metric, Parts, Site
 from toc_cli.io.families.names import Section, code_axis, natural, sections
+from toc_cli.io.names import printable
 
 AROUND = "the layers around the codebook are not in this file, or not known"
 NO_METRIC = "the metric is not in the file: read as euclidean (--metric cosine or dot says otherwise)"
@@ -37,34 +38,26 @@ class Layout:
     @classmethod
     def parse(cls, text: str) -> Layout:
         """UsageError where `text` is no layout."""
-        order, *sizes = (part.strip() for part in text.split(","))
+        order, *options = (part.strip() for part in text.split(","))
         axes = tuple(group.strip("()") for group in re.findall(r"\([A-Z]+\)|[A-Z1]", order))
         letters = [letter for axis in axes for letter in axis if letter != "1"]
-        given = dict(
-            re.fullmatch(r"([HL])=(\d+)", size).groups() if re.fullmatch(r"[HL]=\d+", size) else ("", "")
-            for size in sizes
-        )  # type: ignore[union-attr]
-        spelt = re.fullmatch(r"(?:\([A-Z]+\)|[A-Z1])+", order)
-        if (
-            not spelt
-            or sorted(set(letters)) != sorted(letters)
-            or not {"K", "D"} <= set(letters) <= set("LHKD")
-            or "" in given
-        ):
+        sizes = {option[0]: int(option[2:]) for option in options if re.fullmatch(r"[HL]=[1-9]\d*", option)}
+        spelt = re.fullmatch(r"(?:\([A-Z]+\)|[A-Z1])+", order) and len(sizes) == len(options)
+        if not spelt or len(set(letters)) < len(letters) or not {"K", "D"} <= set(letters) <= set("LHKD"):
             hint = "Axes are named in order: KD, DK, HKD, KHD, LKD, 1KD, or (HK)D,H=2 where one axis holds heads times codes."
             raise UsageError(f"--layout {text} is not a layout.", hint)
         if any(axis not in ("L", "H", "K", "D", "1", "HK", "HD", "LK") for axis in axes):
             raise UsageError(
                 f"--layout {text}: only (HK), (HD) and (LK) can share an axis.", "Store the other axes apart."
             )
-        return cls(axes, {letter: int(size) for letter, size in given.items()})
+        return cls(axes, sizes)
 
     def split(self, info: TensorInfo) -> dict[str, int]:
         """Size of every letter for a stored shape; L and H default to 1."""
         text = "".join(axis if len(axis) == 1 else f"({axis})" for axis in self.axes)
         if len(self.axes) != len(info.shape):
             raise UsageError(
-                f"--layout {text} names {len(self.axes)} axes, {info.key} has shape {info.shape}.",
+                f"--layout {text} names {len(self.axes)} axes, {printable(info.key)} has shape {info.shape}.",
                 "Name every axis; 1 for length one.",
             )
         found = {"L": 1, "H": 1, **self.sizes}
@@ -80,7 +73,7 @@ class Layout:
                 found[axis] = length
             elif length != 1:
                 raise UsageError(
-                    f"--layout {text} expects length 1 where {info.key} has shape {info.shape}.",
+                    f"--layout {text} expects length 1 where {printable(info.key)} has shape {info.shape}.",
                     "Name the axis L or H.",
                 )
         return found
@@ -122,7 +115,10 @@ def _bare(ckpt: Checkpoint) -> list[Codebook]:
 
 
 def _levels(infos: list[TensorInfo]) -> Codebook:
-    note = f"{infos[0].name} … {infos[-1].name} are read as the levels of one residual (--codebook {infos[0].name} takes one)"
+    first = printable(infos[0].name)
+    note = (
+        f"{first} … {printable(infos[-1].name)} are read as the levels of one residual (--codebook {first} takes one)"
+    )
     return Codebook(
         family="bare array",
         keys=tuple((info.key,) for info in infos),
@@ -149,7 +145,7 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
     info = ckpt.infos[key]
     if not info.dtype.is_floating_point or len(info.shape) < 2:
         raise InputError(
-            f"{key} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors."
+            f"{printable(key)} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors."
         )
     counted = None
     for part in sections(ckpt):
@@ -162,7 +158,7 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
         rows = counted[1]  # a padding row that is never chosen
     warnings = () if metric else (NO_METRIC,)
     if "K" in where.axes and "D" in where.axes and not layout and not counted and sizes["K"] < sizes["D"]:
-        note = f"{key} is read as {sizes['K']} codes of {sizes['D']} dimensions (--layout DK says the other way round)"
+        note = f"{printable(key)} is read as {sizes['K']} codes of {sizes['D']} dimensions (--layout DK says the other way round)"
         warnings = (*warnings, note)
 
     def parts(ckpt: Checkpoint) -> Parts:
@@ -194,7 +190,7 @@ def _guess(info: TensorInfo, counted: tuple[int, int] | None) -> Layout:
     rest = [i for i, letter in enumerate(axes) if not letter]
     if not rest or len(rest) > 3:
         raise InputError(
-            f"{info.key} has shape {info.shape}: which axis holds what is not clear.",
+            f"{printable(info.key)} has shape {info.shape}: which axis holds what is not clear.",
             "Name the axes with --layout, as in HKD.",
         )
     for i, letter in zip(reversed(rest), "DHL", strict=False):

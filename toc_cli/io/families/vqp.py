@@ -16,6 +16,7 @@ from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Codebook, Mode, Norm, Parts, Site
 from toc_cli.io.families.names import Section, sections
+from toc_cli.io.names import printable
 
 FAMILY = "vector-quantize-pytorch"
 NO_CONSUMER = "the module ends with its codebook: which layer reads the quantised vector only the code around it knows"
@@ -233,9 +234,8 @@ def _sites(module: Module) -> list[Site]:
 def _tables(ckpt: Checkpoint, module: Module, level: int) -> torch.Tensor:
     """The effective codes (H, K, D) of a level."""
     if module.has("vq_bridge."):
-        raise InputError(
-            f"{module.name(level, 0, 'embed')} passes through a vq_bridge network: the effective codes are not in the file."
-        )
+        name = printable(module.name(level, 0, "embed"))
+        raise InputError(f"{name} passes through a vq_bridge network: the effective codes are not in the file.")
     parts = []
     for group in range(module.groups):
         table = ckpt.get(module.section.key(module.name(level, group, "embed")))
