@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,7 +201,7 @@ class StreamItems(Reader):
         first, last = start // rows, -(-stop // rows)
         try:
             data = self._units(first, last)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
+        except arrays.ZIP_ERRORS as error:
             raise InputError(f"{printable(self._source.path)} is damaged: {printable(error)}.") from None
         units = np.frombuffer(data, self._source.dtype).reshape(last - first, *self._unit_shape)
         if rows > 1:

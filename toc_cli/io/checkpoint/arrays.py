@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,8 @@ EXPANSION_LIMIT = 200
 """Times its compressed size that an array may take in memory; random floats reach about 1.1, a zip bomb 1000."""
 SMALL = 1 << 26
 """Bytes below which the expansion does not matter."""
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError)
+"""What reading a broken zip file can raise."""
 HEADER_LIMIT = 1 << 16
 """Bytes of a .npy header; real ones have 118."""
 
@@ -131,7 +135,7 @@ class NpzFile(Checkpoint):
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as file:
                 return read_tensor(file)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        except ZIP_ERRORS as error:
             raise InputError(f"{printable(self.path)}: {printable(key)} is damaged: {printable(error)}.") from None
 
     def write(self, target: Path, edits: Edits) -> list[Path]:
@@ -167,7 +171,7 @@ def list_npz(path: Path) -> list[tuple[str, zipfile.ZipInfo, ArrayHeader]]:
                     raise InputError(f"{where} stands twice in the file.")
                 with archive.open(member) as file:
                     found[name] = (name, member, read_header(file, where, member.file_size))
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except ZIP_ERRORS as error:
         raise InputError(f"{shown} is damaged: {printable(error)}.", "Copy or download it again.") from None
     return list(found.values())
 
