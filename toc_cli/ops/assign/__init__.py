@@ -12,19 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import InputError, UsageError
-from . import blas, naive, native
-from .inputs import check_finite, fit
+from ...errors import InputError
+from .search import BACKENDS, METRICS, NEAR, choose, find, nearest_op
 
-Metric = Literal["euclidean", "cosine", "dot"]
-METRICS = ("euclidean", "cosine", "dot")
-BACKENDS = ("auto", "naive", "torch", "native")
-NEAR = 1e-6  # a near tie: second best within this of the best, relative
+__all__ = ["BACKENDS", "METRICS", "NEAR", "Assignment", "assign", "assign_heads", "assign_residual", "choose", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -47,18 +42,16 @@ def assign(x: Tensor, codes: Tensor, *, metric: str = "euclidean", kept: Tensor 
     `kept` (D',) int64 compares only those columns of x; codes may have all D columns or just the D' kept ones.
     Raises InputError for shapes that do not fit and for NaN or Inf, naming the first row; UsageError for an unknown metric or backend.
     """
-    return _search(x, codes, metric, kept, backend, reach=0.0)[0]
+    if torch.compiler.is_compiling():
+        return nearest_op(x, codes, metric, kept, backend, 0.0)[0]
+    return find(x, codes, metric, kept, backend, 0.0).index
 
 
 def nearest(
     x: Tensor, codes: Tensor, *, metric: str = "euclidean", kept: Tensor | None = None, backend: str = "auto", second: bool = False
 ) -> Assignment:
     """`assign` with exact distances and near ties; with `second=True` also the second best distance (about twice the time)."""
-    index, best, runner_up = _search(x, codes, metric, kept, backend, reach=torch.inf if second else NEAR)
-    near = (runner_up - best) <= NEAR * best.abs()
-    if metric == "cosine":
-        norms = naive.row_norms(x if kept is None else x.index_select(1, kept.to(x.device)))
-        best, runner_up = (torch.where(norms == 0, value.clamp(min=0), value / norms) for value in (best, runner_up))
+    index, best, runner_up, near = nearest_op(x, codes, metric, kept, backend, torch.inf if second else NEAR)
     return Assignment(index, best, runner_up if second else None, near)
 
 
@@ -95,29 +88,3 @@ def assign_residual(
             out[start : start + step, level] = found
             residual -= book[found].to(wide)
     return out
-
-
-def _search(
-    x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: str, reach: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked arguments to the backend: index, distance and second distance (N,)."""
-    if metric not in METRICS:
-        raise UsageError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
-    if backend not in BACKENDS:
-        raise UsageError(f"Backend {backend!r} is not one of {', '.join(BACKENDS)}.")
-    kept = fit(x, codes, kept)
-    check_finite("codebook", codes, None if kept is None or codes.shape[1] != x.shape[1] else kept)
-    backend = choose(x) if backend == "auto" else backend
-    if backend == "native":
-        return native.search(x, codes, metric, kept, reach)[:3]
-    check_finite("features", x, kept)
-    if kept is not None and codes.shape[1] == x.shape[1]:
-        codes = codes.index_select(1, kept)
-    if backend == "naive":
-        return naive.two_nearest(x if kept is None else x.index_select(1, kept), codes, metric)
-    return blas.search(x, codes, metric, kept, reach)[:3]
-
-
-def choose(x: Tensor) -> str:
-    """The backend that `auto` takes for features like x: the compiled search on the CPU where it was built, else torch."""
-    return "native" if x.device.type == "cpu" and native.instruction_set() else "torch"

@@ -9,17 +9,23 @@ import torch
 from torch import Tensor
 
 from .certificate import MAX_DIMENSIONS, Frame, frame
+from .found import Found
+from .inputs import check_finite
 from .naive import pair_distances
 
 TILE = 1 << 20  # scores held at a time
 GATHER = 1 << 22  # elements of (row, code) pairs compared in float64 at a time
 
 
-def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Nearest index (N,), its distance (N,), second best distance (N,) float64, and the number of re-checked rows.
+def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
+    """The two nearest codes; see Found."""
+    check_finite("features", x, kept)
+    codes = codes if kept is None or codes.shape[1] != x.shape[1] else codes.index_select(1, kept)
+    with torch.autocast(x.device.type, enabled=False):
+        return _search(x, codes, metric, kept, reach)
 
-    The second distance is exact where it lies within `reach` (relative) of the best (always, if inf), else inf.
-    """
+
+def _search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
     n, device = len(x), x.device
     index = torch.zeros(n, dtype=torch.int64, device=device)
     best = torch.zeros(n, dtype=torch.float64, device=device)
@@ -44,7 +50,7 @@ def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: fl
             at = start + close
             index[at], best[at], second[at] = _recheck(rows[close], codes, candidates[close], metric)
             checked += len(close)
-    return index, best, second, checked
+    return Found(index, best, second, checked)
 
 
 def _ieee_products() -> bool:

@@ -52,9 +52,10 @@ class Frame:
 
     def rows(self, x: Tensor) -> Tensor:
         """Rows (n, D) as the candidate pass sees them, float32."""
-        if self.metric == "euclidean":
-            return ((x - self.mu.to(x.dtype)) * self.scale).float()
-        return x.float()
+        if self.metric != "euclidean":
+            return x.float()
+        x = x if x.dtype == torch.float64 else x.float()
+        return ((x - self.mu.to(x.dtype)) * self.scale).float()
 
     def codes(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (k, D) as the candidate pass sees them, and the bias -|E|^2/2 (k,) (0 for dot and cosine); float32."""

@@ -15,6 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .found import Found
+from .inputs import check_finite
+
+BLOCK = 1 << 21  # distances held at a time
+
 
 def row_norms(x: Tensor) -> Tensor:
     """Euclidean norms of the rows (N, D) -> (N,) float64, summed in the order of the dimensions."""
@@ -40,20 +45,20 @@ def pair_distances(x: Tensor, codes: Tensor, metric: str) -> Tensor:
     return total
 
 
-def two_nearest(x: Tensor, codes: Tensor, metric: str, block: int = 1 << 21) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest index (N,) int64, its distance (N,) and the second best distance (N,) float64 (inf where K = 1)."""
-    rows = max(1, block // len(codes))
-    parts = []
-    for tile in x.split(rows) if len(x) else ():
+def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
+    """The two nearest codes of every row, all distances computed; see Found."""
+    check_finite("features", x, kept)
+    codes = codes if kept is None or codes.shape[1] != x.shape[1] else codes.index_select(1, kept)
+    rows = max(1, BLOCK // len(codes))
+    index = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    best, second = (torch.empty(len(x), dtype=torch.float64, device=x.device) for _ in range(2))
+    for start in range(0, len(x), rows):
+        tile, at = x[start : start + rows], slice(start, start + rows)
+        tile = tile if kept is None else tile.index_select(1, kept)
         distance = pair_distances(tile[:, None], codes[None], metric)  # (n, K)
-        best, index = first_minimum(distance)
-        second = distance.scatter_(1, index[:, None], torch.inf).amin(1)
-        parts.append((index, best, second))
-    if not parts:
-        empty = torch.empty(0, dtype=torch.float64, device=x.device)
-        return empty.long(), empty, empty.clone()
-    index, best, second = (torch.cat(column) for column in zip(*parts, strict=True))
-    return index, best, second
+        best[at], index[at] = first_minimum(distance)
+        second[at] = distance.scatter_(1, index[at, None], torch.inf).amin(1)
+    return Found(index, best, second, len(x))
 
 
 def first_minimum(distance: Tensor) -> tuple[Tensor, Tensor]:

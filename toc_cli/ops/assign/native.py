@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .certificate import CHUNK, frame
+from .found import Found
 from .inputs import check_finite
 
 ISAS = ("portable", "avx2", "avx512")
@@ -74,14 +75,8 @@ def instruction_set() -> str | None:
     return ISAS[min(loaded.toc_isa(), ISAS.index(wish) if wish in ISAS else len(ISAS))]
 
 
-def search(
-    x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Nearest index (N,), its distance (N,), second best distance (N,) float64, and the number of re-checked rows.
-
-    The second distance is exact where it lies within `reach` (relative) of the best (always, if inf), else inf; both are empty where `reach` is 0.
-    `kept` (D',) picks columns of x, and of codes unless they have only D'. Rows with NaN or Inf raise InputError.
-    """
+def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
+    """The two nearest codes; see Found. x and codes are read where they lie: no copy, half precision converted in blocks."""
     index = torch.zeros(len(x), dtype=torch.int64)
     code_columns = kept if kept is not None and codes.shape[1] == x.shape[1] else None
     width = codes.shape[1] if code_columns is None else len(code_columns)
@@ -95,13 +90,13 @@ def search(
         first = sum(map(len, slices[:number]))
         for start in range(0, len(x), step):
             found = book.search(x[start : start + step], kept, reach, bool(distances), start)
-            checked += found[-1]
+            checked += found.checked
             at = slice(start, start + step)
             if not number:
                 index[at], best[at], second[at] = found[:3]
             else:
-                _merge(index[at], best[at], second[at], found[0] + first, found[1], found[2])
-    return index, best, second, checked
+                _merge(index[at], best[at], second[at], found.index + first, found.best, found.second)
+    return Found(index, best, second, checked)
 
 
 def _merge(index: Tensor, best: Tensor, second: Tensor, new_index: Tensor, new_best: Tensor, new_second: Tensor) -> None:
@@ -146,9 +141,7 @@ class _Codebook:
         )  # fmt: skip
         self.library.toc_pack(self.task)
 
-    def search(
-        self, x: Tensor, kept: Tensor | None, reach: float, distances: bool, row: int
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
+    def search(self, x: Tensor, kept: Tensor | None, reach: float, distances: bool, row: int) -> Found:
         """`search` within this codebook; `row` is the number of the first row, for errors."""
         if not _direct(x):
             x, kept = (x if kept is None else x.index_select(1, kept)).float(), None
@@ -169,7 +162,7 @@ class _Codebook:
             self._run(self.library.toc_recheck, task.open_count)
             if has_twin is not None and distances:
                 second = torch.where(has_twin[index], best, second)
-        return index, best, second, task.open_count
+        return Found(index, best, second, task.open_count)
 
     def _twins(self, share: float) -> tuple[Tensor | None, Tensor | None]:
         """`twins` of the codes, once so many rows are open that leaving equal codes out may pay."""

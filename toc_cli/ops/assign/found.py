@@ -1,0 +1,24 @@
+"""What every backend answers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Found(NamedTuple):
+    """The nearest codes of N rows.
+
+    `reach` in a search asks for distances: 0 for none (they may be empty), a number r for those of the nearest code and of a second one within
+    r (relative) of it (else inf), inf for both, always.
+    """
+
+    index: Tensor
+    """(N,) int64."""
+    best: Tensor
+    """(N,) float64 distance of the nearest code, in the terms of naive.py."""
+    second: Tensor
+    """(N,) float64 distance of the second nearest."""
+    checked: int
+    """Rows that were compared in float64."""

@@ -1,0 +1,86 @@
+"""Which backend searches, and the search as one operator that torch.compile and torch.export see as a whole."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...errors import UsageError, missing_extra
+from . import blas, naive, native
+from .found import Found
+from .inputs import check_finite, fit
+
+METRICS = ("euclidean", "cosine", "dot")
+BACKENDS = ("auto", "naive", "torch", "native", "triton")
+NEAR = 1e-6  # a near tie: the second best distance is within this of the best, relative
+
+Search = Callable[[Tensor, Tensor, str, Tensor | None, float], Found]
+
+
+def choose(device: torch.device) -> str:
+    """The backend of `auto`: the compiled kernel on the CPU, Triton on a GPU, and torch where the one was not built or the other is not installed."""
+    if device.type == "cpu" and native.instruction_set():
+        return "native"
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        return "triton"
+    return "torch"
+
+
+def backend_search(name: str) -> Search:
+    """The search of a backend, with an error that says how to get it."""
+    if name == "native":
+        if not native.instruction_set():
+            raise UsageError("The compiled search was not built here, or TOC_NATIVE=0 is set.", "Reinstall toc-cli with a C compiler at hand.")
+        return native.search
+    if name == "triton":
+        if not importlib.util.find_spec("triton"):
+            raise missing_extra("triton", "triton")
+        from . import gpu
+
+        return gpu.search
+    return {"naive": naive.search, "torch": blas.search}[name]
+
+
+@torch.no_grad()
+def find(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: str, reach: float) -> Found:
+    """Checks the arguments and searches; raises InputError or UsageError."""
+    if metric not in METRICS:
+        raise UsageError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
+    if backend not in BACKENDS:
+        raise UsageError(f"Backend {backend!r} is not one of {', '.join(BACKENDS)}.")
+    kept = fit(x, codes, kept)
+    check_finite("codebook", codes, kept if kept is not None and codes.shape[1] == x.shape[1] else None)
+    return backend_search(choose(x.device) if backend == "auto" else backend)(x, codes, metric, kept, reach)
+
+
+@torch.library.custom_op(
+    "toc::nearest",
+    mutates_args=(),
+    schema="(Tensor x, Tensor codes, str metric, Tensor? kept, str backend, float reach) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def nearest_op(
+    x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: str, reach: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index (N,), distance (N,), second distance (N,), near tie (N,); the last three are empty where `reach` is 0."""
+    index, best, second, _ = find(x, codes, metric, kept, backend, reach)
+    if not reach:
+        best, second = best.new_empty(0), best.new_empty(0)
+    near = (second - best) <= NEAR * best.abs()
+    if metric == "cosine" and reach:
+        norms = naive.row_norms(x if kept is None else x.index_select(1, kept.to(x.device)))
+        norms = torch.where(norms == 0, 1.0, norms)  # a zero row has similarity 0 to every code already
+        best, second = best / norms, second / norms
+    return index, best, second, near
+
+
+@nearest_op.register_fake
+def _(
+    x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: str, reach: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = x.shape[0]
+    known = rows if reach else 0
+    best, second = (x.new_empty(known, dtype=torch.float64) for _ in range(2))
+    return x.new_empty(rows, dtype=torch.int64), best, second, x.new_empty(known, dtype=torch.bool)
