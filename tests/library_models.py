@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from toc_cli.io.checkpoint import Checkpoint, Edits, open_checkpoint
 from toc_cli.io.families import detect, emit
@@ -195,6 +196,14 @@ def save(model: torch.nn.Module, folder: Path, seed: int = 0) -> Path:
         if name.endswith("embed_sum"):
             tensor.mul_(state[f"{name.removesuffix('embed_sum')}cluster_usage"][:, None])
     model.eval().save_pretrained(folder)
+    return folder
+
+
+def save_folder(folder: Path, state: dict[str, torch.Tensor], config: dict[str, Any]) -> Path:
+    """A Hugging Face folder of given tensors and config."""
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, default=str))
     return folder
 
 
