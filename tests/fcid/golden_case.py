@@ -84,7 +84,8 @@ class RecordedDraws(Draws):
 
     def integers(self, count: int, high: int) -> Tensor:
         drawn = self.revival[0]
-        assert len(drawn) == count and int(drawn.max()) < high
+        assert drawn.shape == (count,)
+        assert int(drawn.max()) < high
         return drawn
 
     def uniform(self, *shape: int) -> Tensor:

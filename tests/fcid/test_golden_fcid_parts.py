@@ -98,12 +98,12 @@ def check_module(case: Case, outputs: list[Tensor], inputs: dict[str, Tensor], m
     for name, grad in zip(inputs, grads, strict=False):
         close(grad, case[f"grad.in.{name}"], 1e-8, 1e-10, f"{case.name} {name}")
     ours = dict(zip(parameters, grads[len(inputs) :], strict=True))
-    for published in case.under("w."):
-        mine = ours.pop(names[published], None) if published in names else None
-        norm = case.scalar(f"gradnorm.{published}")
-        close(0.0 if mine is None else mine.norm(), norm, 1e-8, 1e-10, f"{case.name} {published}")
-        if mine is not None and f"grad.w.{published}" in case:
-            close(mine, our_layout(published, case[f"grad.w.{published}"]), 1e-8, 1e-10, f"{case.name} {published}")
+    for theirs in case.under("w."):
+        mine = ours.pop(names[theirs], None) if theirs in names else None
+        norm = case.scalar(f"gradnorm.{theirs}")
+        close(0.0 if mine is None else mine.norm(), norm, 1e-8, 1e-10, f"{case.name} {theirs}")
+        if mine is not None and f"grad.w.{theirs}" in case:
+            close(mine, our_layout(theirs, case[f"grad.w.{theirs}"]), 1e-8, 1e-10, f"{case.name} {theirs}")
     assert not ours, f"parameters the published module lacks: {list(ours)}"
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -169,23 +169,27 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 
     # -- quantisation -----------------------------------------------------------------------------------------------
 
+    def table(self, level: str) -> Codebook:
+        """The codebook of a level."""
+        return cast(Codebook, self.codebook[level])
+
     def quantise(
         self, level: str, x: dict[str, Tensor], masks: Masks, draws: Draws, comm: Comm, match: bool
     ) -> Quantised:
         """Codes of x (B, T, D) per modality, then the EMA step; `match` adds the soft use of codes for cmcm."""
-        table: Codebook = self.codebook[level]  # type: ignore[assignment]
+        table = self.table(level)
+        x = {name: rows.to(table.embedding.dtype) for name, rows in x.items()}
         detached = {name: rows.detach() for name, rows in x.items()}
         if self.training:
             table.start(detached, masks, draws, comm)
         published = self.config.cmcm == "published"
         temperature = 0.0 if not match else -1.0 if published else self.config.cmcm_temperature
-        quantised = table.quantise(x, masks, temperature)
-        table.update(detached, quantised, masks, draws, comm)
+        with exact(table.embedding.device):
+            quantised = table.quantise(x, masks, temperature)
+            table.update(detached, quantised, masks, draws, comm)
         return quantised
 
-    def commitments(
-        self, x: dict[str, Tensor], quantised: Quantised, masks: Masks, comm: Comm
-    ) -> dict[str, Tensor]:
+    def commitments(self, x: dict[str, Tensor], quantised: Quantised, masks: Masks, comm: Comm) -> dict[str, Tensor]:
         """The commitment loss of every modality."""
         settings = self.config.codebook
         losses = {}
@@ -224,7 +228,7 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 
     def codebook_stats(self, level: str, quantised: Quantised, comm: Comm) -> dict[str, float]:
         """Codes in use, their perplexity, and the share of clips with one code in all modalities, over all ranks."""
-        size = len(self.codebook[level].embedding)  # type: ignore[arg-type]
+        size = len(self.table(level).embedding)
         codes = {name: comm.gather(c) for name, c in quantised.codes.items()}
         everything = torch.cat([c.flatten() for c in codes.values()])
         return {
@@ -267,7 +271,7 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 
     def _spread(self, level: str) -> Tensor:
         """Root mean square distance of the codes to their mean, counted by use."""
-        table: Codebook = self.codebook[level]  # type: ignore[assignment]
+        table = self.table(level)
         use = table.ema_count / table.ema_count.sum()
         centred = table.embedding - use @ table.embedding
         return (use @ centred.square()).mean().sqrt().clamp(min=1e-12)
@@ -293,6 +297,11 @@ def mi_nets(config: ModelConfig, widths: dict[str, int]) -> nn.ModuleDict:
 def weighted(terms: dict[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """sum of weight * term; a term's weight is that of its first word."""
     return torch.stack([weights[name.split(".")[0]] * term for name, term in terms.items()]).sum()
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """Full precision inside an autocast region: codebook, distances and contrastive scores."""
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager
@@ -324,9 +333,19 @@ def _flat(mask: Tensor | None) -> Tensor | None:
 def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
     """`load_state_dict` whose error says which tensors are missing, unknown or of another shape."""
     own = model.state_dict()
-    wrong = [f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
     if wrong or missing or unknown:
-        parts = [f"{len(v)} {what} ({', '.join(v[:3])})" for what, v in (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if v]
-        raise InputError(f"The checkpoint does not fit the model: {'; '.join(parts)}.", "Use the config saved beside it.")
+        parts = [
+            f"{len(v)} {what} ({', '.join(v[:3])})"
+            for what, v in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+            if v
+        ]
+        raise InputError(
+            f"The checkpoint does not fit the model: {'; '.join(parts)}.", "Use the config saved beside it."
+        )
     model.load_state_dict(state)

@@ -14,6 +14,7 @@ from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import CodebookConfig
 from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.masks import time_mean
+from toc_cli.ops.assign import assign
 
 PUBLISHED_BOUND = 1 / 400
 
@@ -61,15 +62,14 @@ class Codebook(nn.Module):
         codes, raw, vectors, usage = {}, {}, {}, {}
         table = self.embedding.clone()  # the update writes into the buffer before backward reads it
         for name, rows in x.items():
-            distance = squared_distance(rows.flatten(0, 1), table)
-            codes[name] = distance.detach().argmin(1).view(rows.shape[:2])
+            codes[name] = _nearest(rows.detach().flatten(0, 1), table).view(rows.shape[:2])
             raw[name] = table[codes[name]]
             vectors[name] = rows + (raw[name] - rows).detach()
             if temperature:
+                distance = squared_distance(rows.flatten(0, 1), table)
                 if self.config.distance == "clamped":
-                    own = (rows - raw[name]).square().sum(-1).flatten()
-                    distance = distance.clamp(min=1e-12).scatter(1, codes[name].view(-1, 1), own[:, None])
-                    distance = distance.clamp(min=1e-12)
+                    own = (rows - raw[name]).square().sum(-1).view(-1, 1)
+                    distance = distance.scatter(1, codes[name].view(-1, 1), own).clamp(min=1e-12)
                 use = soft_codes(distance, max(temperature, 0)).view(*rows.shape[:2], -1)
                 usage[name] = time_mean(use, masks[name])
         return Quantised(codes, raw, vectors, usage)
@@ -114,7 +114,7 @@ class Codebook(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Per modality the hits (M, K) and the sums of rows (M, K, D); a row is mixed with the others at its second."""
         hits, sums = [], []
-        for name, rows in x.items():
+        for name in x:
             mixed = cross_mixed(name, x, masks, self.config.own).flatten(0, 1)
             chosen = torch.zeros(len(mixed), len(self.embedding), dtype=mixed.dtype, device=mixed.device)
             mask = masks[name]
@@ -186,6 +186,13 @@ class Codebook(nn.Module):
         return torch.cat(parts)
 
 
+def _nearest(x: Tensor, codes: Tensor) -> Tensor:
+    """(N, D), (K, D) -> (N,) int64. Features that diverged get code 0: the trainer names the loss term that is NaN."""
+    if x.isfinite().all() and codes.isfinite().all():
+        return assign(x, codes)
+    return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+
+
 def squared_distance(x: Tensor, codes: Tensor) -> Tensor:
     """(N, D), (K, D) -> (N, K): |x|^2 + |e|^2 - 2 x e; may fall below 0 by rounding."""
     lengths = x.square().sum(1, keepdim=True) + codes.square().sum(1)
@@ -211,7 +218,7 @@ def cross_mixed(name: str, x: dict[str, Tensor], masks: dict[str, Tensor | None]
         return rows
     if all(masks[n] is None for n in others):
         return own * rows + (1 - own) / len(others) * torch.stack([x[n] for n in others]).sum(0)
-    weight = [rows.new_ones(rows.shape[:2]) if masks[n] is None else masks[n].to(rows.dtype) for n in others]  # type: ignore[union-attr]
+    weight = [rows.new_ones(rows.shape[:2]) if (mask := masks[n]) is None else mask.to(rows.dtype) for n in others]
     total = torch.stack(weight).sum(0)
     mean = torch.stack([x[n] * w[..., None] for n, w in zip(others, weight, strict=True)]).sum(0)
     mean = mean / total.clamp(min=1)[..., None]

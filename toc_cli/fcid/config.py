@@ -121,8 +121,9 @@ class ModelConfig:
     """Inner width of the transformer's MLP; 0 takes 4 * width."""
     dropout: float = 0.1
     specific_widths: dict[str, int] = field(default_factory=dict)
-    """Per modality the width of its specific features, or channels of its specific map.
-    Left out: `width`, and for maps 4 times the data's width."""
+    """Per modality the width of its specific features, or channels of its specific map. Left out: `width`."""
+    map_growth: int = 0
+    """Channels of a specific map left out above, as a multiple of the data's width (published: 4); 0 takes `width`."""
     cpc_hidden: int = 0
     """Width of the LSTMs of CPC; 0 takes `width`."""
     cpc_steps: int = 1
@@ -187,7 +188,8 @@ class ModelConfig:
 
     def specific_width(self, spec: ModalitySpec) -> int:
         """Width of the specific features, or channels of the specific map, of a modality."""
-        return self.specific_widths.get(spec.name) or (4 * spec.width if spec.spatial else self.width)
+        grown = self.map_growth * spec.width if spec.spatial else 0
+        return self.specific_widths.get(spec.name) or grown or self.width
 
     def pooled_width(self, spec: ModalitySpec) -> int:
         """Width of the specific vector that the mutual-information nets see."""
@@ -211,6 +213,7 @@ def published(alignment: Alignment = "fine-coarse") -> ModelConfig:
         fine=("audio", "video") if uniform else ("video", "audio"),
         layers=2 if uniform else 1,
         feedforward=1024,
+        map_growth=4,
         mi_steps=5,
         codebook=CodebookConfig(
             init="uniform",

@@ -209,7 +209,9 @@ def _codebook(found: Mapping[str, str], chosen: str) -> dict[str, str]:
     prefixes = [
         key.removesuffix("embedding")
         for name, key in found.items()
-        if name.startswith("Encoder.") and _ends(key, "embedding") and key[: -len("embedding")] + "ema_weight" in found.values()
+        if name.startswith("Encoder.")
+        and _ends(key, "embedding")
+        and key[: -len("embedding")] + "ema_weight" in found.values()
     ]
     if chosen:
         prefixes = [prefix for prefix in prefixes if prefix.rstrip(".") == chosen.rstrip(".")]

@@ -42,6 +42,6 @@ class FineDecoder(nn.Module):
 
     def forward(self, shared: Tensor, specific: Tensor) -> Tensor:
         if not self.spatial:
-            return self.decode(shared, specific)  # type: ignore[no-any-return]
+            return self.decode(shared, specific)
         maps = self.decode(shared.flatten(0, 1), specific)  # (H * W, B * T, C)
         return maps.unflatten(0, self.spatial).unflatten(2, shared.shape[:2]).permute(2, 3, 0, 1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -47,9 +48,14 @@ class Draws:
         if p == 0:
             return lambda x: x
 
+        threshold = round(p * (1 << 16)) - (1 << 15)  # of a random int16
+        scale = 1 / (1 - (threshold + (1 << 15)) / (1 << 16))
+
         def drop(x: Tensor) -> Tensor:
-            whole = torch.empty(comm.rows, *x.shape[1:], dtype=x.dtype, device=self.device)
-            keep = whole.bernoulli_(1 - p, generator=self.generator)[comm.offset : comm.offset + len(x)]
-            return x * keep.to(x.device).div_(1 - p)
+            shape = (comm.rows, *x.shape[1:])
+            words = torch.empty((math.prod(shape) + 3) // 4, dtype=torch.int64, device=self.device)
+            words.random_(-(1 << 63), None, generator=self.generator)
+            keep = words.view(torch.int16)[: math.prod(shape)].view(shape)[comm.offset : comm.offset + len(x)]
+            return x * (keep >= threshold).to(x.device, x.dtype).mul_(scale)
 
         return drop

@@ -62,7 +62,7 @@ class ModalityEncoder(nn.Module):
         if self.semantic is not None:
             x = self.semantic(x).unflatten(0, (-1, length))
         shared: Tensor = self.temporal(x, seconds, drop)
-        return shared
+        return shared.to(self.temporal.affine.weight.dtype)  # under autocast too, what is quantised has full precision
 
     def own(self, x: Tensor, length: int) -> Specific:
         """What `maps` returns -> the specific features."""
@@ -87,8 +87,9 @@ class CoarseHead(nn.Module):
     def forward(self, mean: Tensor) -> Coarse:
         """(..., D) -> three times (..., D)."""
         clip = self.clip(mean)
-        general = self._activate(self.general(clip))
-        return Coarse(clip, general, None if self.specific is None else self._activate(self.specific(clip)))
+        general = self._activated(self.general(clip))
+        own = None if self.specific is None else self._activated(self.specific(clip))
+        return Coarse(clip.to(mean.dtype), general, own)
 
-    def _activate(self, x: Tensor) -> Tensor:
-        return torch.relu(x) if self.relu else x
+    def _activated(self, x: Tensor) -> Tensor:
+        return (torch.relu(x) if self.relu else x).to(self.clip.weight.dtype)

@@ -8,24 +8,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from toc_cli.errors import InputError
-from toc_cli.fcid.aligner import Aligner, Encoded, Masks, Pair, StepLosses, mi_nets, weighted
+from toc_cli.fcid.aligner import Aligner, Encoded, Masks, Pair, StepLosses, exact, mi_nets, weighted
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.codebook import Codebook, Quantised
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import ModalitySpec, ModelConfig
 from toc_cli.fcid.decoder import FCIDDecoder
-from toc_cli.fcid.draws import Drop, Draws
+from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.encoder import Coarse, CoarseHead, ModalityEncoder, Specific
 from toc_cli.fcid.losses.cpc import ContextNet, cpc
 from toc_cli.fcid.losses.infonce import infonce, same_caption
 from toc_cli.fcid.losses.reconstruction import reconstruction
 from toc_cli.fcid.masks import both, time_mean
-from toc_cli.fcid.modules.temporal import no_drop
 from toc_cli.fcid.uniform import Uniform
 
 
@@ -77,12 +77,13 @@ class FCID(Aligner[FCIDFeatures]):
         general, specific, coarse = {}, {}, {}
         for name in config.modalities:
             seconds = self._seconds(batch, name)
-            maps, length = self.encoder.modality[name].maps(batch.x[name]), batch.x[name].shape[1]  # type: ignore[operator, union-attr]
-            hidden = self.encoder.general(name, maps, length, seconds, drop)
+            encoder, length = self.encoder.of(name), batch.x[name].shape[1]
+            maps = encoder.maps(batch.x[name])
+            hidden = encoder.general(maps, length, seconds, drop)
             if name in fine:
                 general[name] = hidden
-                if self.encoder.modality[name].specific is not None:
-                    specific[name] = self.encoder.modality[name].own(maps, length)  # type: ignore[operator, union-attr]
+                if encoder.specific is not None:
+                    specific[name] = encoder.own(maps, length)
             coarse[name] = self.encoder.head(name)(time_mean(hidden, seconds))
         fine_quantised = None
         if config.fine_codebook:
@@ -103,12 +104,12 @@ class FCID(Aligner[FCIDFeatures]):
                 terms[f"club.{name}"] = self.mutual_information(name, pair, draws, comm)
         if weights["cpc"]:
             terms["cpc"] = self._cpc(features, batch, draws, comm)
-        terms |= self._alignment(features, batch, comm)
+        with exact(features.coarse_quantised.raw[self.config.fine[0]].device):
+            terms |= self._alignment(features, batch, comm) | self._quantisation(features, batch, comm)
         if weights["fine_reconstruction"]:
             terms |= self._fine_reconstruction(features, batch, comm)
         if weights["coarse_reconstruction"]:
             terms |= self._coarse_reconstruction(features, batch, comm)
-        terms |= self._quantisation(features, batch, comm)
         stats = self.codebook_stats("coarse", features.coarse_quantised, comm)
         if features.fine_quantised is not None:
             stats |= self.codebook_stats("fine", features.fine_quantised, comm)
@@ -150,7 +151,8 @@ class FCID(Aligner[FCIDFeatures]):
         else:
             anchors = torch.arange(1, last + 1, device=x[0].device)
         seconds = [_gathered(batch.seconds(name), comm) for name in self.config.fine]
-        return cpc([comm.gather(z) for z in x], [comm.gather(p) for p in predictions], anchors, seconds)
+        with exact(x[0].device):
+            return cpc([comm.gather(z) for z in x], [comm.gather(p) for p in predictions], anchors, seconds)
 
     def _alignment(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
         """The InfoNCE terms."""
@@ -205,7 +207,8 @@ class FCID(Aligner[FCIDFeatures]):
 
     def _quantisation(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
         """Commitment at both levels, and cmcm at the coarse one."""
-        weights, terms = self.config.weights, {}
+        weights = self.config.weights
+        terms: dict[str, Tensor] = {}
         if features.fine_quantised is not None:
             masks = {name: batch.seconds(name) for name in features.general}
             losses = self.commitments(features.general, features.fine_quantised, masks, comm)
@@ -220,10 +223,10 @@ class FCID(Aligner[FCIDFeatures]):
         return terms
 
     def encode(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Encoded:
-        encoder: ModalityEncoder = self.encoder.modality[modality]  # type: ignore[assignment]
+        encoder = self.encoder.of(modality)
         seconds = mask if self.config.padding == "masked" else None
         maps, length = encoder.maps(x), x.shape[1]
-        hidden = self.encoder.general(modality, maps, length, seconds, no_drop)
+        hidden = encoder.general(maps, length, seconds)
         coarse = self.encoder.head(modality)(time_mean(hidden, seconds)).general
         clip = self._nearest("coarse", coarse[:, None])
         fine = fine_codes = fine_vectors = shared = None
@@ -242,11 +245,10 @@ class FCID(Aligner[FCIDFeatures]):
         )
 
     def decode(self, modality: str, shared: Tensor, specific: Tensor) -> Tensor:
-        return self.decoder.fine[modality](shared, specific)  # type: ignore[no-any-return]
+        return cast(Tensor, self.decoder.fine[modality](shared, specific))
 
     def _nearest(self, level: str, x: Tensor) -> Quantised:
-        table: Codebook = self.codebook[level]  # type: ignore[assignment]
-        return table.quantise({"x": x}, {"x": None})
+        return self.table(level).quantise({"x": x}, {"x": None})
 
     def _seconds(self, batch: Batch, name: str) -> Tensor | None:
         return batch.seconds(name) if self.config.padding == "masked" else None
@@ -264,14 +266,13 @@ class FCIDEncoder(nn.Module):
         heads = ("fine", *config.coarse)
         self.heads = nn.ModuleDict({name: CoarseHead(config.width, config.coarse_heads, special) for name in heads})
 
-    def general(self, name: str, maps: Tensor, length: int, seconds: Tensor | None, drop: Drop) -> Tensor:
-        """(B, T, D), the general features of every second (or word)."""
-        hidden: Tensor = self.modality[name].general(maps, length, seconds, drop)  # type: ignore[operator, union-attr]
-        return hidden
+    def of(self, name: str) -> ModalityEncoder:
+        """The encoder of a modality."""
+        return cast(ModalityEncoder, self.modality[name])
 
     def head(self, name: str) -> CoarseHead:
         """The coarse head of a modality."""
-        return self.heads[name if name in self.heads else "fine"]  # type: ignore[return-value]
+        return cast(CoarseHead, self.heads[name if name in self.heads else "fine"])
 
 
 def build_model(config: ModelConfig, specs: Mapping[str, ModalitySpec]) -> FCID | Uniform:

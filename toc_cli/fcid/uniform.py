@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from toc_cli.errors import InputError
-from toc_cli.fcid.aligner import Aligner, Encoded, Pair, StepLosses, mi_nets, weighted
+from toc_cli.fcid.aligner import Aligner, Encoded, Pair, StepLosses, exact, mi_nets, weighted
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.codebook import Codebook, Quantised
 from toc_cli.fcid.comm import Comm
@@ -75,7 +76,7 @@ class Uniform(Aligner[UniformFeatures]):
         drop = draws.dropout(self.config.dropout if self.training else 0.0, comm)
         inputs, general, specific = {}, {}, {}
         for name in self.config.modalities:
-            encoder: ModalityEncoder = self.encoder[name]  # type: ignore[assignment]
+            encoder = cast(ModalityEncoder, self.encoder[name])
             inputs[name] = self._input(name, batch.x[name])
             maps, length = encoder.maps(inputs[name]), inputs[name].shape[1]
             general[name] = encoder.general(maps, length, self._seconds(batch, name), drop)
@@ -83,9 +84,7 @@ class Uniform(Aligner[UniformFeatures]):
                 specific[name] = encoder.own(maps, length)
         masks = {name: batch.seconds(name) for name in general}
         match = self.config.weights.cmcm != 0
-        return UniformFeatures(
-            inputs, general, specific, self.quantise("fine", general, masks, draws, comm, match)
-        )
+        return UniformFeatures(inputs, general, specific, self.quantise("fine", general, masks, draws, comm, match))
 
     def losses(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> StepLosses:
         weights = dataclasses.asdict(self.config.weights)
@@ -101,11 +100,12 @@ class Uniform(Aligner[UniformFeatures]):
                 fixed = target.detach() if self.config.coarse_targets == "fixed" else target
                 decoded = self.decode(name, features.quantised.vectors[name], features.specific[name].features)
                 terms[f"fine_reconstruction.{name}"] = reconstruction(decoded, fixed, masks[name], comm)
-        committed = self.commitments(features.general, features.quantised, masks, comm)
-        terms |= {f"commitment.{name}": loss for name, loss in committed.items()}
-        if weights["cmcm"]:
-            clips = {name: batch.clips(name) for name in features.general}
-            terms["cmcm"] = self.code_matching(features.quantised, clips, comm)
+        with exact(features.general[self.config.fine[0]].device):
+            committed = self.commitments(features.general, features.quantised, masks, comm)
+            terms |= {f"commitment.{name}": loss for name, loss in committed.items()}
+            if weights["cmcm"]:
+                clips = {name: batch.clips(name) for name in features.general}
+                terms["cmcm"] = self.code_matching(features.quantised, clips, comm)
         return StepLosses(weighted(terms, weights), terms, self.codebook_stats("fine", features.quantised, comm))
 
     def pairs(self, features: UniformFeatures, batch: Batch) -> dict[str, Pair]:
@@ -124,25 +124,25 @@ class Uniform(Aligner[UniformFeatures]):
             anchors = torch.arange(1, last + 1, device=x[0].device)
         masks = [batch.seconds(name) for name in self.cpc]
         seconds = [None if mask is None else comm.gather(mask) for mask in masks]
-        return cpc([comm.gather(z) for z in x], [comm.gather(p) for p in predictions], anchors, seconds)
+        with exact(x[0].device):
+            return cpc([comm.gather(z) for z in x], [comm.gather(p) for p in predictions], anchors, seconds)
 
     def encode(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Encoded:
-        encoder: ModalityEncoder = self.encoder[modality]  # type: ignore[assignment]
+        encoder = cast(ModalityEncoder, self.encoder[modality])
         seconds = mask if self.config.padding == "masked" else None
         inputs = self._input(modality, x)
         maps, length = encoder.maps(inputs), inputs.shape[1]
         fine = encoder.general(maps, length, seconds)
-        table: Codebook = self.codebook["fine"]  # type: ignore[assignment]
-        found = table.quantise({"x": fine}, {"x": None})
+        found = self.table("fine").quantise({"x": fine}, {"x": None})
         specific = None if encoder.specific is None else encoder.own(maps, length).features
         coarse = time_mean(fine, seconds)
         return Encoded(fine, coarse, found.codes["x"], None, found.raw["x"], None, specific, found.raw["x"])
 
     def decode(self, modality: str, shared: Tensor, specific: Tensor) -> Tensor:
-        return self.decoder[modality](shared, specific)  # type: ignore[no-any-return]
+        return cast(Tensor, self.decoder[modality](shared, specific))
 
     def _input(self, name: str, x: Tensor) -> Tensor:
-        return self.sequence[name](x)[0] if name in self.sequence else x  # type: ignore[no-any-return]
+        return cast(Tensor, self.sequence[name](x)[0]) if name in self.sequence else x
 
     def _seconds(self, batch: Batch, name: str) -> Tensor | None:
         return batch.seconds(name) if self.config.padding == "masked" else None

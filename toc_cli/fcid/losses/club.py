@@ -20,13 +20,13 @@ class GuessNet(nn.Module):
         self.logvar = _mlp(width_in, max(1, hidden // 2), width_out)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mu(x), torch.tanh(self.logvar(x))
+        return self.mu(x).to(x.dtype), torch.tanh(self.logvar(x).to(x.dtype))
 
 
 def _mlp(width_in: int, inner: int, width_out: int) -> nn.Sequential:
-    widths = [width_in, inner, inner, inner]
-    layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers, nn.Linear(inner, width_out))
+    relu = nn.ReLU
+    first, second, third = nn.Linear(width_in, inner), nn.Linear(inner, inner), nn.Linear(inner, inner)
+    return nn.Sequential(first, relu(), second, relu(), third, relu(), nn.Linear(inner, width_out))
 
 
 def loglikelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class ContextNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         context, _ = self.lstm(x)
-        return torch.stack([predict(context) for predict in self.predictors], dim=2)
+        return torch.stack([predict(context) for predict in self.predictors], dim=2).to(x.dtype)
 
 
 def cpc(

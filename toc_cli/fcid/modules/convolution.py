@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 # With infinity as the last point. Small powers of two and their inverses keep float32 at the error of a direct sum.
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Numbers of transformed kernel held at a time."""
 
 
@@ -32,7 +32,8 @@ class SmallConv(nn.Module):
     """A convolution (F, H, W, C) -> (F, H', W', O) on maps of a known size, kernel sides at most 3.
 
     `valid` shrinks each side by kernel - 1, `same` keeps it (zero padding), `transposed` grows it by kernel - 1.
-    A side of the kernel that the map does not hold is cut to it. The kernel is stored (kh * kw, C, O); `torch_kernel` gives it in the layout of `nn.Conv2d`.
+    A side of the kernel that the map does not hold is cut to it. The kernel is stored (kh * kw, C, O); `torch_kernel`
+    gives it in the layout of `nn.Conv2d`.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class SmallConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(H * W, F, C) -> (H' * W', F, O)."""
-        if math.prod(self.kernel) == 1:
-            y = x @ self.weight[0]
-        elif x.device.type == "cpu" and max(self._points()) <= len(POINTS) + 1:
+        kernel = self._reached()
+        if len(kernel) == 1:
+            y = x @ kernel[0]
+        elif x.device.type == "cpu" and max(self._points()) <= len(POINTS) + 1 and not torch.is_autocast_enabled("cpu"):
             y = _pointwise(x, self.weight, *_transforms(self.size, self.kernel, self.form, x.dtype))
         else:
             y = self._direct(x)
@@ -70,6 +72,12 @@ class SmallConv(nn.Module):
         """(O, C, kh, kw), or (C, O, kh, kw) for the transposed form: a view of the weight."""
         kernel = self.weight.unflatten(0, self.kernel)
         return kernel.permute((2, 3, 0, 1) if self.form == "transposed" else (3, 2, 0, 1))
+
+    def _reached(self) -> Tensor:
+        """The taps that meet the map: of a padded kernel on a map one wide, only the middle."""
+        if self.form != "same" or self.size != (1, 1):
+            return self.weight
+        return self.weight[len(self.weight) // 2 :][:1]
 
     def _points(self) -> list[int]:
         grow = 0 if self.form == "valid" else 1

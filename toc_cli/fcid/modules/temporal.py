@@ -54,7 +54,9 @@ class TransformerLayer(nn.Module):
         return self.norm_feedforward(y + drop(self.contract(drop(F.relu(self.expand(y))))))
 
     def _attention(self, y: Tensor, mask: Tensor | None, drop: Drop) -> Tensor:
-        query, key, value = self.projection(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, T, D/h)
+        query, key, value = (
+            self.projection(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, h, T, D/h)
         scores = query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5  # (B, h, T, T)
         if mask is not None:
             # A finite floor: a clip without a single second attends evenly instead of yielding NaN.
