@@ -332,7 +332,10 @@ def _cut_keys(codebook: Codebook) -> set[str]:
 def _optimizer_refusal(ckpt: Checkpoint, codebook: Codebook, rotated: bool) -> str:
     state = moments.of_parameters(ckpt, _cut_keys(codebook), codebook.copies)
     if state.unsure:
-        return f"the optimizer state in the file may belong to {printable(state.unsure[0])}, and nothing says for certain which moments to cut"
+        name = printable(state.unsure[0])
+        return (
+            f"the optimizer state in the file may belong to {name}, and nothing says for certain which moments to cut"
+        )
     if rotated and any(state.found.values()):
         return "the second moments of the optimizer state in the file cannot be rotated"
     return ""
