@@ -35,7 +35,7 @@ class Sums:
     """Block sums of one quantiser against the unpruned one."""
 
     rows: np.ndarray  # (B,) int64
-    agree: np.ndarray  # (B, L) int64: tokens equal to the unpruned ones, over rows and heads, divided by H
+    agree: np.ndarray  # (B, L) tokens equal to the unpruned ones, over rows and heads, divided by H
     near: np.ndarray  # (B, L) near ties, over rows and heads, divided by H
     error: np.ndarray  # (B, L) sum of |x - vector|^2, the vector through level l; NaN where undefined (logits)
 
