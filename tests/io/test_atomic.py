@@ -69,7 +69,11 @@ def test_a_folder_replaces_the_old_one_only_when_it_is_whole(tmp_path: Path) -> 
         (folder / "sub").mkdir()
         (folder / "sub" / "new").write_text("new")
     assert [path.name for path in target.iterdir()] == ["sub"]
-    assert list(tmp_path.iterdir()) == [target]
+    (tmp_path / "file").write_text("old")
+    with atomic_folder(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").is_dir()
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file", target]
 
 
 def test_an_existing_target_and_an_input_are_refused(tmp_path: Path) -> None:

@@ -178,6 +178,9 @@ def test_an_index_without_a_map_and_a_config_that_is_no_json(tmp_path: Path) -> 
     refused(tmp_path, "config.json is not valid JSON")
     (tmp_path / "config.json").write_text("[" * 100_000)
     refused(tmp_path, "config.json is not valid JSON")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to("/etc/hostname")
+    refused(tmp_path, "config.json links outside of its folder")
 
 
 def test_companions_that_link_out_of_the_folder_stay_behind(tmp_path: Path) -> None:

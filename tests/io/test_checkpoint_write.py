@@ -130,6 +130,18 @@ def test_torch_additions_and_numbered_sections(tmp_path: Path) -> None:
     assert list(tree["model"]) == ["w", "project_in.weight"]
 
 
+def test_torch_values_in_tuples_and_expanded_tensors(tmp_path: Path) -> None:
+    row = torch.ones(1, 3).expand(4, 3)
+    torch.save({"pair": (torch.ones(2, 3), 1), "dims": (8, 8), "row": row}, tmp_path / "x.pt")
+    edits = Edits({"pair/0": torch.zeros(2, 1), "row": row * 2}, values={("dims",): [5, 4], ("pair", "1"): 7})
+    open_checkpoint(tmp_path / "x.pt").write(tmp_path / "y.pt", edits)
+    tree = torch.load(tmp_path / "y.pt", weights_only=True)
+    assert tree["dims"] == (5, 4)
+    assert tree["pair"][0].shape == (2, 1)
+    assert tree["pair"][1] == 7
+    assert torch.equal(tree["row"], row * 2)
+
+
 def test_a_sliced_file_is_smaller_in_every_container(tmp_path: Path) -> None:
     book = torch.randn(4096, 64)
     torch.save({"book": book}, tmp_path / "x.pt")

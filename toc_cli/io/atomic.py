@@ -73,8 +73,11 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         # A file inside has failed: the user knows it by the folder that it was meant for.
         raise OutputError(error.what.replace(printable(temporary), printable(target)), error.hint) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for path in (temporary, old):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

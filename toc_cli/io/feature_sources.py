@@ -18,6 +18,7 @@ import numpy as np
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint import arrays, hdf5, safetensors
+from toc_cli.io.checkpoint.sniff import container_of
 from toc_cli.io.names import printable
 
 SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "I8": "<i1", "U8": "<u1", "I16": "<i2",
@@ -286,8 +287,6 @@ class Hdf5Rows(Reader):
 
 def open_sources(path: Path) -> dict[str, Source]:
     """Every number array of a features file, by key ("" for .npy). InputError as in `open_checkpoint`."""
-    from toc_cli.io.checkpoint.sniff import container_of
-
     readers: dict[str, Callable[[Path], dict[str, Source]]] = {
         "h5": _hdf5, "npy": _npy, "npz": _npz, "safetensors": _safetensors,
     }  # fmt: skip

@@ -36,13 +36,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def config_beside(weights: Path) -> tuple[dict[str, Any] | None, tuple[Path, ...]]:
     """The `config.json` beside a weights file and its path; a broken one beside a lone file says nothing about it."""
-    path = weights.parent / "config.json"
-    if not path.is_file():
-        return None, ()
     try:
-        return read_json(path), (path,)
+        config = config_in(weights.parent)
     except InputError:
-        return None, ()
+        config = None
+    return config, () if config is None else (weights.parent / "config.json",)
+
+
+def config_in(folder: Path) -> dict[str, Any] | None:
+    """The `config.json` of a folder, None without one. InputError if it is broken, or a link out of the folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    if not stays_inside(path, folder):
+        raise InputError(f"{printable(path)} links outside of its folder; it is refused.")
+    return read_json(path)
+
+
+def stays_inside(path: Path, folder: Path) -> bool:
+    """Whether links keep `path` in `folder`, or in the `blobs` of a Hugging Face cache, where snapshots link to."""
+    real, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    return real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))
 
 
 def patched(config: Mapping[str, Any] | None, edits: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import torch
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_folder
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
-from toc_cli.io.checkpoint.config import patched, read_json, write_config
-from toc_cli.io.checkpoint.sharded import Sharded, stays_inside
+from toc_cli.io.checkpoint.config import config_in, patched, stays_inside, write_config
+from toc_cli.io.checkpoint.sharded import Sharded
 from toc_cli.io.names import printable
 
 USUAL = (
@@ -38,8 +38,7 @@ class Folder(Checkpoint):
         self.infos, self.values = self._inner.infos, self._inner.values
         self.read_only = self._inner.read_only
         self.files = self._inner.files
-        if (path / "config.json").is_file():
-            self.config = read_json(path / "config.json")
+        self.config = config_in(path)
 
     def get(self, key: str) -> torch.Tensor:
         return self._inner.get(key)

@@ -30,7 +30,6 @@ PROGRAM_BUILTINS = {
 class Inert(dict):
     """Stands for an object of a foreign class: keeps the items of a dict subclass, ignores arguments and state."""
 
-    origin = ""
     dump_patches = False  # torch's legacy reader asks module classes for it before it would write a patch file
 
     def __new__(cls, *args: object, **kwargs: object) -> Inert:
@@ -111,7 +110,7 @@ class InertPickle(types.ModuleType):
                     return ALLOWED[module, name]
                 if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
                     return getattr(torch, name)
-                return foreign.setdefault((module, name), type("Inert", (Inert,), {"origin": f"{module}.{name}"}))
+                return foreign.setdefault((module, name), type("Inert", (Inert,), {}))
 
         self.Unpickler = Unpickler
 

@@ -12,7 +12,7 @@ import torch
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_folder
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
-from toc_cli.io.checkpoint.config import patched, read_json, write_config
+from toc_cli.io.checkpoint.config import patched, read_json, stays_inside, write_config
 from toc_cli.io.names import printable
 
 
@@ -96,10 +96,3 @@ def inside(index: Path, name: object) -> Path:
     if not path.is_file():
         raise InputError(f"{shown} names {printable(name)}, which is not there.", "Download the missing shard.")
     return path
-
-
-def stays_inside(path: Path, folder: Path) -> bool:
-    """Whether links keep `path` in `folder`, or in the `blobs` of a Hugging Face cache, where snapshots link to."""
-    real, home = path.resolve(), folder.resolve()
-    blobs = home.parent.parent / "blobs"
-    return real.is_relative_to(home) or (home.parent.name == "snapshots" and real.is_relative_to(blobs))

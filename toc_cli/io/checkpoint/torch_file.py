@@ -42,7 +42,8 @@ class TorchFile(Checkpoint):
         self._tree, foreign = load_tree(path, legacy=legacy)
         if foreign:
             names = ", ".join(printable(name, 80) for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
-            self.read_only = f"{printable(path)} also holds Python objects ({names}), which were not loaded and cannot be written back."
+            left_out = f"{printable(path)} also holds Python objects ({names})"
+            self.read_only = f"{left_out}, which were not loaded and cannot be written back."
         self._places: dict[str, tuple[Hashable, ...]] = {}
         self._value_places: dict[tuple[str, ...], tuple[Hashable, ...]] = {}
         for place, leaf in leaves(self._tree):
@@ -86,7 +87,7 @@ class TorchFile(Checkpoint):
         tree, _ = load_tree(self.path, legacy=self._legacy)
         tree = self._edited(tree, edits.tensors)
         for names, value in edits.values.items():
-            put(tree, self._value_places.get(names, names), value)
+            tree = put(tree, self._value_places.get(names, names), value)
         with atomic_file(target) as temporary:
             with write_errors(target, RuntimeError), open(temporary, "wb") as out:
                 torch.save(tree, out)  # a legacy input too: that format writes memory addresses into the file
@@ -101,11 +102,12 @@ class TorchFile(Checkpoint):
         for key, new in edits.items():
             if key not in self._places:
                 section, _, name = key.rpartition("/")
-                put(tree, (*self._section_place(section), name), new.clone())
+                tree = put(tree, (*self._section_place(section), name), new.clone())
                 continue
             place = self._places[key]
             old = at(tree, place)
-            if old.shape == new.shape and old.dtype == new.dtype:
+            expanded = old.untyped_storage().nbytes() < old.nbytes
+            if old.shape == new.shape and old.dtype == new.dtype and not expanded:
                 with torch.no_grad():
                     old.copy_(new)
                 continue
@@ -114,9 +116,7 @@ class TorchFile(Checkpoint):
                 copy = new.detach().clone(memory_format=torch.contiguous_format)
                 is_parameter = isinstance(old, torch.nn.Parameter)
                 replaced[view] = torch.nn.Parameter(copy, old.requires_grad) if is_parameter else copy
-            if not place:
-                return replaced[view]
-            put(tree, place, replaced[view])
+            tree = put(tree, place, replaced[view])
         return tree
 
     def _section_place(self, section: str) -> tuple[Hashable, ...]:
@@ -200,8 +200,12 @@ def at(tree: Any, place: tuple[Hashable, ...]) -> Any:
     return tree
 
 
-def put(tree: Any, place: tuple[Hashable, ...], value: object) -> None:
-    """Set the node at a place; missing dictionaries on the way are made, a value inside a tuple is not."""
-    for part in place[:-1]:
-        tree = tree.setdefault(part, {}) if isinstance(tree, dict) else tree[part]
-    tree[place[-1]] = value
+def put(tree: Any, place: tuple[Hashable, ...], value: object) -> Any:
+    """The tree with the node at a place set: dictionaries and lists in place, tuples made anew, missing sections added."""
+    if not place:
+        return tuple(value) if isinstance(tree, tuple) and isinstance(value, list) else value
+    part, rest = place[0], place[1:]
+    if isinstance(tree, tuple):
+        return tuple(put(child, rest, value) if i == part else child for i, child in enumerate(tree))
+    tree[part] = put(tree.get(part, {}) if isinstance(tree, dict) else tree[part], rest, value)
+    return tree
