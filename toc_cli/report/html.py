@@ -16,8 +16,8 @@ from toc_cli.report.words import name as shown
 
 SEAL = {"pass": "✓", "warn": "!", "fail": "✕", "open": "i"}
 TILES = ("token_agreement", "excess_distortion", "advantage_over_random", "bytes_ratio")
-DRAWN_FIGURES = 12
-"""Levels and heads drawn in the whole page; codebooks beyond that keep their tables."""
+ROOM, BOOK = 12, 3
+"""What is drawn in a page: each codebook takes `BOOK` and one per level and head; those beyond `ROOM` keep their tables."""
 
 
 def render(report: Report) -> str:
@@ -29,11 +29,12 @@ def render(report: Report) -> str:
         raise missing_extra("Jinja2", "report") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(_resource("template.html"))
-    books, room = [], DRAWN_FIGURES
+    books, room = [], ROOM
     pairs = [(run, subject) for run in report.runs for subject in run.subjects]
     for index, (run, subject) in enumerate(pairs):
-        drawn = room > 0
-        room -= max(1, len(subject.codebook.get("figures", ())))
+        cost = BOOK + len(subject.codebook.get("figures", ()))
+        drawn = index == 0 or cost <= room
+        room -= cost if drawn else 0
         books.append(_book(report, run, subject, index, drawn))
     for book in books:
         for group in book["groups"]:
@@ -116,8 +117,13 @@ def _book(report: Report, run: RunReport, subject: Subject, index: int, drawn: b
     return {
         "anchor": f"codebook-{index}",
         "title": title,
+        "drawn": drawn,
         "about": _about(book)
-        + ("" if drawn else f" Pictures are drawn for the first {DRAWN_FIGURES} levels and heads of a page."),
+        + (
+            ""
+            if drawn
+            else " Its pictures are left out to keep the page small: toc optimize --codebook KEY makes a record of it alone."
+        ),
         "criterion": shown(str(run.run.record["options"].get("criterion")), 24),
         "evaluated": f"{book['sample']['evaluated']:,} of {book['sample']['rows']:,}",
         "quality": tables.quality(subject),

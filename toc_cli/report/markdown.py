@@ -47,7 +47,7 @@ def _checks(outcomes: Sequence[Outcome]) -> list[str]:
         return []
     rows = [
         (
-            MARK[o.status],
+            _mark(o),
             code(o.check.expression, 120),
             o.check.level,
             code(f"{o.codebook}: {o.key}"),
@@ -56,6 +56,11 @@ def _checks(outcomes: Sequence[Outcome]) -> list[str]:
         for o in sorted(outcomes, key=lambda o: o.status != "failed")
     ]
     return [_table(("", "check", "level", "codebook", "measured"), rows)]
+
+
+def _mark(outcome: Outcome) -> str:
+    soft = outcome.status == "failed" and outcome.check.level == "warn"
+    return MARK["warn" if soft else outcome.status]
 
 
 def _alarms(run: RunReport) -> list[str]:
