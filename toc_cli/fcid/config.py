@@ -200,7 +200,7 @@ def corrected(alignment: Alignment = "fine-coarse") -> ModelConfig:
     """The default profile: what section 4 of the specification corrects, all switched on."""
     config = ModelConfig(alignment=alignment)
     if alignment == "uniform":
-        return dataclasses.replace(config, layers=2, weights=LossWeights(cpc=1.0, second_infonce=0, clip_infonce=0))
+        return dataclasses.replace(config, layers=2, weights=LossWeights(cpc=1.0, second_infonce=0.0, clip_infonce=0.0))
     return config
 
 
@@ -224,7 +224,7 @@ def published(alignment: Alignment = "fine-coarse") -> ModelConfig:
             jitter_form="symmetric" if uniform else "constant",
             distance="expanded",
         ),
-        weights=LossWeights(1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0),
+        weights=LossWeights(1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0),
         fine_codebook=False,
         readout="coarse",
         coarse_heads="relu",

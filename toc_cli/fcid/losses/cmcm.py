@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 def code_scores(p: Tensor, q: Tensor) -> Tensor:
-    """S (B, B): P log(Q + 1e-10)^T + Q log(P + 1e-10)^T; S[i, j] compares clip i of one modality with j of the other."""
+    """S (B, B): P log(Q + 1e-10)^T + Q log(P + 1e-10)^T; S[i, j] is high where clip i uses codes as clip j does
+    in the other modality, in both directions."""
     return p @ (q + 1e-10).log().T + q @ (p + 1e-10).log().T
 
 

@@ -96,7 +96,7 @@ class SmallConv(nn.Module):
 def _transforms(size: tuple[int, int], kernel: tuple[int, int], form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Two-dimensional transforms (P^2, H * W) of the input, (P^2, kh * kw) of the kernel, (H' * W', P^2) of the output."""
     axes = [_transforms_1d(n, k, form) for n, k in zip(size, kernel, strict=True)]
-    return tuple(torch.kron(a, b).to(dtype) for a, b in zip(*axes, strict=True))
+    return tuple(torch.kron(a.contiguous(), b.contiguous()).to(dtype) for a, b in zip(*axes, strict=True))
 
 
 def _transforms_1d(size: int, kernel: int, form: Form) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,189 @@
+"""Each loss against its equation as slow loops, and what holds of it for any input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from toc_cli.fcid.comm import Comm
+from toc_cli.fcid.losses.club import club, club_over_features, loglikelihood, other_clips
+from toc_cli.fcid.losses.cmcm import code_scores, published_cmcm, symmetric_cmcm
+from toc_cli.fcid.losses.commitment import commitment
+from toc_cli.fcid.losses.cpc import cpc
+from toc_cli.fcid.losses.infonce import infonce, same_caption
+from toc_cli.fcid.losses.reconstruction import reconstruction
+
+sizes = st.integers(1, 5)
+seeds = st.integers(0, 2**31)
+
+
+def rand(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def flags(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.7
+
+
+def same(actual: Tensor, expected: float) -> None:
+    assert float(actual) == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, sizes, sizes, sizes)
+def test_reconstruction(seed: int, b: int, t: int, d: int) -> None:
+    x, y, mask = rand(seed, b, t, d), rand(seed + 1, b, t, d), flags(seed, b, t)
+    total, count = 0.0, 0
+    for i in range(b):
+        for j in range(t):
+            if mask[i, j]:
+                total += float(((x[i, j] - y[i, j]) ** 2).mean())
+                count += 1
+    same(reconstruction(x, y, mask, Comm()), total / max(count, 1))
+    same(reconstruction(x, y, None, Comm()), float(((x - y) ** 2).mean()))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, sizes, sizes)
+def test_commitment(seed: int, n: int, d: int) -> None:
+    x, own, first, second = (rand(seed + i, n, d) for i in range(4))
+    weight, there = flags(seed, n), flags(seed + 9, n)
+
+    def mse(a: Tensor, b: Tensor, rows: list[int]) -> float:
+        return sum(float(((a[i] - b[i]) ** 2).mean()) for i in rows) / max(len(rows), 1)
+
+    rows = [i for i in range(n) if weight[i]]
+    both = [i for i in rows if there[i]]
+    expected = 0.25 * (2 * mse(x, own, rows) + 0.5 * mse(x, first, both) + 0.5 * mse(x, second, rows))
+    same(commitment(x, own, [(first, there), (second, None)], weight, Comm()), expected)
+
+
+def test_commitment_moves_features_not_codes() -> None:
+    x, own = rand(0, 4, 3).requires_grad_(), rand(1, 4, 3).requires_grad_()
+    commitment(x, own, [(own, None)], None, Comm()).backward()
+    assert x.grad is not None
+    assert own.grad is None
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, sizes, sizes)
+def test_infonce(seed: int, n: int, d: int) -> None:
+    query, key, rows = rand(seed, n, d), rand(seed + 1, n, d), flags(seed, n)
+    excluded = same_caption(torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed)))
+
+    def one_way(q: Tensor, k: Tensor) -> float:
+        total, there = 0.0, [i for i in range(n) if rows[i]]
+        for i in there:
+            scores = {j: float(q[i] @ k[j] / (q[i].norm() * k[j].norm())) / 0.1 for j in there}
+            others = [j for j in there if j == i or not excluded[i, j]]
+            total -= scores[i] - math.log(sum(math.exp(scores[j]) for j in others))
+        return total / max(len(there), 1)
+
+    same(infonce(query, key, excluded=excluded, rows=rows), one_way(query, key))
+    expected = (one_way(query, key) + one_way(key, query)) / 2
+    same(infonce(query, key, excluded=excluded, rows=rows, both_ways=True), expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, st.integers(2, 5), sizes)
+def test_cmcm(seed: int, b: int, k: int) -> None:
+    p, q = rand(seed, b, k).softmax(1), rand(seed + 1, b, k).softmax(1)
+    scores = code_scores(p, q)
+    for i in range(b):
+        for j in range(b):
+            expected = sum(
+                float(p[i, c]) * math.log(float(q[j, c]) + 1e-10) + float(q[i, c]) * math.log(float(p[j, c]) + 1e-10)
+                for c in range(k)
+            )
+            same(scores[i, j], expected)
+    shift = max(float(-s) for s in scores.flatten())
+    rows = [math.exp(float(scores[i, i]) + shift) for i in range(b)]
+    sums = [sum(math.exp(float(s) + shift) for s in scores[i]) + 1e-5 for i in range(b)]
+    same(published_cmcm(scores), -sum(math.log(r / s) for r, s in zip(rows, sums, strict=True)) / b)
+    halves = [
+        sum(math.log(sum(math.exp(float(s)) for s in table[i])) - float(table[i, i]) for i in range(b)) / b
+        for table in (scores, scores.T)
+    ]
+    same(symmetric_cmcm(scores), sum(halves) / 2)
+
+
+def test_symmetric_cmcm_is_finite_where_the_published_one_overflows() -> None:
+    scores = torch.tensor([[0.0, -2000.0], [-2000.0, 0.0]], dtype=torch.float64)
+    assert not published_cmcm(scores).isfinite()
+    assert float(symmetric_cmcm(scores)) == 0
+    assert float(symmetric_cmcm(scores, torch.tensor([True, False]))) == 0
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, sizes, sizes, sizes)
+def test_club(seed: int, b: int, t: int, d: int) -> None:
+    mu, logvar, y, other = (rand(seed + i, b, t, d) for i in range(4))
+    clips, seconds = flags(seed, b), flags(seed + 5, b, t)
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / max(len(values), 1)
+
+    total, count = 0.0, 0
+    for i in range(b):
+        if not clips[i]:
+            continue
+        count += 1
+        there = [j for j in range(t) if seconds[i, j]]
+        for c in range(d):
+            gap = mean([float((mu[i, j, c] - other[i, j, c]) ** 2 - (mu[i, j, c] - y[i, j, c]) ** 2) for j in there])
+            total += gap / math.exp(mean([float(logvar[i, j, c]) for j in there])) / 2
+    same(club(mu, logvar, y, other, clips, seconds), total / max(count, 1))
+    flat = [v[:, 0] for v in (mu, logvar, y, other)]
+    expected = sum(
+        float(((flat[0][i] - flat[3][i]) ** 2 - (flat[0][i] - flat[2][i]) ** 2).mean() / flat[1][i].mean().exp()) / 2
+        for i in range(b)
+    )
+    same(club_over_features(*flat), expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, sizes, sizes)
+def test_loglikelihood(seed: int, n: int, d: int) -> None:
+    mu, logvar, y = (rand(seed + i, n, d) for i in range(3))
+    for i in range(n):
+        terms = [-float((mu[i, c] - y[i, c]) ** 2) / math.exp(float(logvar[i, c])) - float(logvar[i, c]) for c in range(d)]
+        same(loglikelihood(mu, logvar, y)[i], sum(terms) / 2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(1, 12))
+def test_other_clips_are_others_that_are_there(seed: int, b: int) -> None:
+    there = flags(seed, b)
+    order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
+    other = other_clips(order, there)
+    for i in range(b):
+        alone = not there[i] or int(there.sum()) == 1
+        assert (int(other[i]) == i) == alone
+        assert alone or there[other[i]]
+    assert sorted(other.tolist()) == list(range(b))
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.integers(1, 4), st.integers(3, 6), st.integers(1, 2))
+def test_cpc(seed: int, b: int, t: int, steps: int) -> None:
+    x = [rand(seed + m, b, t, 3) for m in range(2)]
+    predictions = [rand(seed + 2 + m, b, t, steps, 3) for m in range(2)]
+    seconds = [flags(seed + m, b, t) for m in range(2)]
+    anchors = list(range(t - steps))
+    total = 0.0
+    for i in range(2):
+        for j in range(2):
+            values = []
+            for a in anchors:
+                for s in range(steps):
+                    there = [n for n in range(b) if seconds[i][n, a + 1 + s] and seconds[j][n, a]]
+                    for n in there:
+                        scores = {m: float(x[i][n, a + 1 + s] @ predictions[j][m, a, s]) for m in there}
+                        values.append(scores[n] - math.log(sum(math.exp(v) for v in scores.values())))
+            total -= (0.1 if i == j else 1.0) * sum(values) / max(len(values), 1)
+    same(cpc(x, predictions, torch.tensor(anchors), list(seconds)), total)
