@@ -406,6 +406,29 @@ def test_a_torch_file_with_broken_bytes_is_read_or_refused(tmp_path: Path) -> No
                 read_all(written(tmp_path / "x.pt", bytes(data)))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "containers/bfloat16.safetensors",
+        "containers/codebook.h5",
+        "containers/codebook.npy",
+        "containers/codebooks.npz",
+        "containers/namespace_in_ckpt.pt",
+        "faiss/index_pq.faiss",
+        "faiss/index_rq.faiss",
+    ],
+)
+def test_any_file_with_broken_bytes_is_read_or_refused(fixtures_dir: Path, tmp_path: Path, name: str) -> None:
+    generator = np.random.default_rng(1)
+    original = (fixtures_dir / name).read_bytes()
+    for _ in range(40):
+        data = bytearray(original)
+        for position in generator.integers(min(len(data), 3000), size=2):
+            data[position] = generator.integers(256)
+        with suppress(InputError):
+            read_all(written(tmp_path / Path(name).name, bytes(data)))
+
+
 def test_a_torch_file_named_safetensors_is_told_apart(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(2)}, tmp_path / "x.safetensors")
     refused(tmp_path / "x.safetensors", "Rename it to .pt")
@@ -445,6 +468,7 @@ def npy(shape: str, data: bytes = b"", descr: str = "<f4") -> bytes:
         (npy("(2,)", bytes(64), "|O"), "array of Python objects"),
         (npy("(2,)", bytes(64), "<U4"), "which is no number"),
         (npy("(__import__('os').getcwd(),)"), "broken numpy header"),
+        (npy("(2, 'unclosed"), "broken numpy header"),
     ],
 )
 def test_numpy_headers_that_do_not_add_up(tmp_path: Path, data: bytes, sentence: str) -> None:
