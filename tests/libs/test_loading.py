@@ -55,6 +55,18 @@ def test_an_unpatched_config_is_refused(encodec: Path, fixtures_dir: Path, tmp_p
         attempt(tmp_path / "unpatched", encodec)
 
 
+def test_a_file_that_loads_and_does_not_run_is_refused(fixtures_dir: Path, tmp_path: Path) -> None:
+    """X-Codec takes a smaller codebook_dim and fails to encode, because its layers are sized by its encoders."""
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'toc-cli[test-libs]'")
+    source = fixtures_dir / "transformers" / "xcodec"
+    ckpt = open_checkpoint(source)
+    state = {key: ckpt.get(key) for key in ckpt.infos}
+    state |= {key: table[:, :20].contiguous() for key, table in state.items() if "codebook.embed" in key}
+    models.save_folder(tmp_path / "cut", state, models.config_of(source) | {"codebook_dim": 20})
+    with pytest.raises(InputError, match="but does not run it"):
+        run(tmp_path / "cut", detect(open_checkpoint(tmp_path / "cut"))[0], torch.zeros(4, 32))
+
+
 @pytest.mark.parametrize("name", ["NoSuchModel", "os.system", "AutoConfig", ""])
 def test_only_models_of_the_library_are_built(encodec: Path, tmp_path: Path, name: str) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed: pip install 'toc-cli[test-libs]'")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from toc_cli.errors import UsageError
+from toc_cli.errors import InputError, UsageError
 from toc_cli.io.families.base import Codebook
+from toc_cli.io.names import printable
 from toc_cli.libraries.codecs import CODECS
 from toc_cli.libraries.loading import load
 
@@ -52,7 +53,10 @@ def run(path: str | Path, codebook: Codebook, rows: torch.Tensor, *, inner: bool
         )
     model, library = load(Path(path))
     module = model.get_submodule(codec.root(codebook.keys[0][0]))
-    with torch.inference_mode():
-        tokens = codec.tokens(module, codebook, rows.float(), inner)
-        outputs = codec.outputs(module, torch.Generator().manual_seed(seed))
+    try:
+        with torch.inference_mode():
+            tokens = codec.tokens(module, codebook, rows.float(), inner)
+            outputs = codec.outputs(module, torch.Generator().manual_seed(seed))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(f"{library} loads {printable(path)}, but does not run it: {printable(error)}") from error
     return Run(library, tokens.long(), outputs)

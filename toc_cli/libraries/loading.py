@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ def load(folder: Path) -> tuple[torch.nn.Module, str]:
     if kind is None:
         raise InputError(f"{printable(folder)} is of the class {printable(name)!r}, which {library} does not have.")
     try:
-        model, info = kind.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False
-        )
+        with _quiet(library):
+            model, info = kind.from_pretrained(
+                folder, output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False
+            )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{library} does not load {printable(folder)}: {printable(error)}") from error
     for word in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -58,6 +61,21 @@ def _class(library: str, module: Any, name: str) -> Any:
         module = _import(f"{library}.{_DEEPER[name]}", library)
     kind = getattr(module, name, None) if name.isidentifier() else None
     return kind if isinstance(kind, type) and issubclass(kind, torch.nn.Module) else None
+
+
+@contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """Without the library's own progress bars and log lines: what they would say is in the loading info."""
+    logging = importlib.import_module(f"{library}.utils.logging")
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 _DEEPER = {
