@@ -33,7 +33,7 @@ def settings(kind: str, world: int) -> RunConfig:
     if alignment:
         model["alignment"] = alignment
     train = {
-        "epochs": 4,
+        "epochs": 4 if kind == "corrected" else 2,
         "batch_size": GLOBAL_BATCH // world,
         "log_every": 1,
         "precision": "float64",

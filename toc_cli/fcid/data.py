@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -70,7 +71,7 @@ class Split:
         self.wanted = wanted
         self.cache_clips = cache_clips
         self._handle: tuple[int, h5py.File] | None = None  # (process id, file)
-        self._blocks: OrderedDict[int, dict[str, NDArray[np.generic]]] = OrderedDict()
+        self._blocks: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
         self.columns = set(self.group)
         self.modalities = self._modalities()
         self.clips = self._clips()
@@ -154,10 +155,10 @@ class Split:
         for start in range(0, self.clips, size):
             yield self.read(np.arange(start, min(start + size, self.clips)))
 
-    def _gather(self, rows: NDArray[np.int64], name: str) -> NDArray[np.generic]:
+    def _gather(self, rows: NDArray[np.int64], name: str) -> NDArray[Any]:
         """Rows of one dataset, block by block so that the file is read in chunks."""
         blocks = rows // self.block
-        out: NDArray[np.generic] | None = None
+        out: NDArray[Any] | None = None
         for block in np.unique(blocks):
             where = blocks == block
             part = self._read_block(int(block))[name][rows[where] - block * self.block]
@@ -168,7 +169,7 @@ class Split:
             raise UsageError("A batch of no clips was asked for.")
         return out
 
-    def _read_block(self, block: int) -> dict[str, NDArray[np.generic]]:
+    def _read_block(self, block: int) -> dict[str, NDArray[Any]]:
         """All modalities of one block of clips, from memory if it was read lately."""
         if block in self._blocks:
             self._blocks.move_to_end(block)
@@ -185,7 +186,7 @@ class Split:
             self._blocks.popitem(last=False)
         return columns
 
-    def _column(self, name: str, rows: slice, count: int, top: int) -> NDArray[np.generic]:
+    def _column(self, name: str, rows: slice, count: int, top: int) -> NDArray[Any]:
         """`<modality>_length` or `<modality>_present` of a block, all `top` where the file does not have it."""
         if name not in self.columns:
             return np.full(count, top, np.int64)

@@ -50,6 +50,10 @@ class Labelled:
 class Probe(nn.Module):
     """Standardise, linear (F, F), [maximum over the valid seconds,] linear (F, classes)."""
 
+    mean: Tensor
+    spread: Tensor
+    threshold: Tensor
+
     def __init__(self, features: int, classes: int, *, per_second: bool, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)

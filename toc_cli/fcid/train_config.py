@@ -45,6 +45,7 @@ class TrainConfig:
     """Largest L2 norm of the gradient of each module group, clipped separately (section 2 of the published order); 0
     is no clipping."""
     weight_decay: float = 0.0
+    """Decoupled, as in AdamW; 0 is Adam."""
     precision: Precision = "float32"
     """`bf16`: autocast on CUDA, with codebook and distances in float32. `float64`: everything, on request."""
     compile: bool = False

@@ -117,8 +117,8 @@ class Trainer:
         if train.compile:
             self.model.compile_blocks()
         groups = self.model.parameter_groups()
-        self.optimiser = torch.optim.Adam(groups["main"], lr=train.lr, weight_decay=train.weight_decay)
-        self.mi_optimiser = torch.optim.Adam(groups["mi"], lr=train.mi_lr) if groups["mi"] else None
+        self.optimiser = torch.optim.AdamW(groups["main"], lr=train.lr, weight_decay=train.weight_decay, fused=True)
+        self.mi_optimiser = torch.optim.Adam(groups["mi"], lr=train.mi_lr, fused=True) if groups["mi"] else None
         self.step, self.best_step, self.best = 0, 0, math.inf
         self.best_validation: dict[str, float] = {}
         self._board_class = tensorboard_writer() if train.tensorboard else None
