@@ -19,39 +19,40 @@ def name(text: str, limit: int = 80) -> Text:
     return Text(printable(text, limit=limit))
 
 
-def inspect_tables(found: dict[str, Any]) -> list[Table]:
-    """One table of the codebooks, and for each what stands around it."""
-    head = f"{printable(found['path'], limit=80)} · {found['container']} · {found['tensors']} tensors"
-    table = Table(title=Text(head), title_justify="left", header_style="bold", box=None, pad_edge=False)
-    numbers = any("effective_rank" in book for book in found["codebooks"])
-    for column in ("id", "codebook", "family", "L", "H", "K", "D", "dtype", "metric"):
-        table.add_column(column, justify="right" if column in "LHKD" else "left", overflow="fold")
-    if numbers:
-        table.add_column("eff. rank", justify="right")
-        table.add_column("mean cosine", justify="right")
-    for book in found["codebooks"]:
-        cells = [
-            Text(str(book["id"])), name(book["key"]), name(book["family"]), str(book["levels"]), str(book["heads"]),
-            " ".join(map(str, sorted(set(book["num_codes"])))), str(book["dim"]), book["dtype"], book["metric"],
-        ]  # fmt: skip
-        if numbers:
-            cells += [_number(book["effective_rank"]), _number(book["mean_cosine"])]
-        table.add_row(*cells)
-    return [table, *(_around(book) for book in found["codebooks"])]
+def inspect_tables(found: dict[str, Any]) -> list[RenderableType]:
+    """A block per codebook: what it is, what stands around it, what can be written."""
+    count = len(found["codebooks"])
+    head = f"{printable(found['path'])} · {found['container']} · {found['tensors']:,} tensors · {count} codebook{'s' * (count != 1)}"
+    return [Text(head, style="bold"), *(part for book in found["codebooks"] for part in (Text(), _block(book)))]
 
 
-def _around(book: dict[str, Any]) -> Table:
+def _block(book: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_row("", "")
-    table.add_row(Text(f"[{book['id']}] emit", style="bold"), _modes(book["emit"]))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row(f"[{book['id']}]", name(book["key"], limit=200).append(f"  {book['family']}", style="dim"))
+    table.add_row("size", _size(book))
+    table.add_row("lookup", f"{book['metric']}, {book['dtype']}" + (", residual" if book["residual"] else ""))
+    if "effective_rank" in book:
+        table.add_row("numbers", f"effective rank {_number(book['effective_rank'])}, mean code cosine {_number(book['mean_cosine'])}")
     if book["projection"]:
-        table.add_row(
-            "projection", Text(f"features of width {book['projection']['width']} -> {book['heads'] * book['dim']}")
-        )
-    for title, keys in (("EMA twins", book["ema_twins"]), ("neighbours", book["neighbours"])):
+        past = "" if book["projection"]["per_level"] else f" or, past it, {book['heads'] * book['dim']}"
+        table.add_row("projection", f"features of width {book['projection']['width']}{past}")
+    for title, keys in (("EMA twins", book["ema_twins"]), ("neighbours", book["neighbours"]), ("copies", book["copies"])):
         if keys:
-            table.add_row(title, name(", ".join(keys), limit=400))
+            table.add_row(title, name(_listed(keys), limit=400))
+    table.add_row("--emit", _modes(book["emit"]))
     return table
+
+
+def _size(book: dict[str, Any]) -> str:
+    codes = " to ".join(f"{n:,}" for n in sorted({min(book["num_codes"]), max(book["num_codes"])}))
+    parts = [f"{book['levels']} levels"] * (book["levels"] > 1) + [f"{book['heads']} heads"] * (book["heads"] > 1)
+    return " x ".join([*parts, f"{codes} codes", f"{book['dim']} dimensions"])
+
+
+def _listed(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _modes(emit: dict[str, str]) -> Text:

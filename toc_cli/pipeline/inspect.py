@@ -47,7 +47,7 @@ def _describe(ckpt: Checkpoint, id: int, book: Codebook) -> dict[str, Any]:
         "dtype": str(book.dtype).removeprefix("torch."),
         "metric": book.metric,
         "residual": book.residual,
-        "projection": {"width": book.outer_width} if book.outer_width else None,
+        "projection": {"width": book.outer_width, "per_level": book.own_dims_per_level} if book.outer_width else None,
         "ema_twins": list(book.ema_twins),
         "neighbours": list(dict.fromkeys(around)),
         "copies": list(book.copies),
