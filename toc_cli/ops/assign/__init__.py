@@ -5,7 +5,8 @@
     assign_heads(x, codes)      (N, H, D), (H, K, D) -> (N, H): one codebook per head
     assign_residual(x, codes)   (N, D), (L, K, D) -> (N, L): one codebook per level of a residual quantiser
 
-The result is the float64 argmin of naive.py, ties to the smaller index, on every backend, device and number of threads; an N x K matrix is never held.
+The result is the float64 argmin of naive.py, ties to the smaller index, on every backend, device and number of threads;
+an N x K matrix is never held.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from torch import Tensor
 from ...errors import InputError
 from .search import BACKENDS, METRICS, NEAR, choose, find, nearest_op
 
-__all__ = ["BACKENDS", "METRICS", "NEAR", "Assignment", "assign", "assign_heads", "assign_residual", "choose", "nearest"]
+__all__ = [
+    "BACKENDS",
+    "METRICS",
+    "NEAR",
+    "Assignment",
+    "assign",
+    "assign_heads",
+    "assign_residual",
+    "choose",
+    "nearest",
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,9 @@ class Assignment:
     """(N,) bool: the second nearest is within 1e-6 (relative) of the nearest."""
 
 
-def assign(x: Tensor, codes: Tensor, *, metric: str = "euclidean", kept: Tensor | None = None, backend: str = "auto") -> Tensor:
+def assign(
+    x: Tensor, codes: Tensor, *, metric: str = "euclidean", kept: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """Index (N,) int64 of the nearest code (K, D) to each row of x (N, D).
 
     `kept` (D',) int64 compares only those columns of x; codes may have all D columns or just the D' kept ones.
@@ -48,7 +61,13 @@ def assign(x: Tensor, codes: Tensor, *, metric: str = "euclidean", kept: Tensor 
 
 
 def nearest(
-    x: Tensor, codes: Tensor, *, metric: str = "euclidean", kept: Tensor | None = None, backend: str = "auto", second: bool = False
+    x: Tensor,
+    codes: Tensor,
+    *,
+    metric: str = "euclidean",
+    kept: Tensor | None = None,
+    backend: str = "auto",
+    second: bool = False,
 ) -> Assignment:
     """`assign` with exact distances and near ties; with `second=True` also the second best distance (about twice the time)."""
     index, best, runner_up, near = nearest_op(x, codes, metric, kept, backend, torch.inf if second else NEAR)
@@ -56,9 +75,17 @@ def nearest(
 
 
 def assign_heads(
-    x: Tensor, codes: Tensor | Sequence[Tensor], *, metric: str = "euclidean", kept: Sequence[Tensor] | None = None, backend: str = "auto"
+    x: Tensor,
+    codes: Tensor | Sequence[Tensor],
+    *,
+    metric: str = "euclidean",
+    kept: Sequence[Tensor] | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """Index (N, H) of the nearest code of each head: x (N, H, D), codes (H, K, D) or H codebooks of their own K; kept: one set per head."""
+    """Index (N, H) of the nearest code of each head: x (N, H, D), codes (H, K, D) or H codebooks of their own K.
+
+    `kept` holds one set of columns per head.
+    """
     if x.ndim != 3 or x.shape[1] != len(codes):
         raise InputError(f"{len(codes)} heads need features of shape (N, {len(codes)}, D), not {tuple(x.shape)}.")
     columns = [
@@ -69,7 +96,12 @@ def assign_heads(
 
 
 def assign_residual(
-    x: Tensor, codes: Tensor | Sequence[Tensor], *, metric: str = "euclidean", kept: Tensor | None = None, backend: str = "auto"
+    x: Tensor,
+    codes: Tensor | Sequence[Tensor],
+    *,
+    metric: str = "euclidean",
+    kept: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Index (N, L) of each level of a residual quantiser: codes (L, K, D) or L codebooks of their own K.
 

@@ -11,9 +11,10 @@ With u = 2^-24, Cauchy-Schwarz and the standard model of floating point, in what
 
     |computed s_k - s_k| <= eta(x) = slope |X| + offset + curve |X|^2
 
-where the slope holds the rounding of X and E (2u), of the bias (u) and of the sum ((D + 2) u), each times R; the offset its |E|^2/2 part and
-underflow; curve (and a part of the others) the rounding of the float64 reference itself. So the float64 argmin is among the codes whose computed
-score is at least the best one minus 2 eta; where that is a single code nothing is left to do, else those codes are compared in float64.
+where the slope holds the rounding of X and E (2u), of the bias (u) and of the sum ((D + 2) u), each times R; the offset
+its |E|^2/2 part and underflow; curve (and a part of the others) the rounding of the float64 reference itself. So the
+float64 argmin is among the codes whose computed score is at least the best one minus 2 eta; where that is a single code
+nothing is left to do, else those codes are compared in float64.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """The nearest codes of N rows.
 
-    `reach` in a search asks for distances: 0 for none (they may be empty), a number r for those of the nearest code and of a second one within
-    r (relative) of it (else inf), inf for both, always.
+    `reach` in a search asks for distances: 0 for none (they may be empty), a number r for those of the nearest code and
+    of a second one within r (relative) of it (else inf), inf for both, always.
     """
 
     index: Tensor
@@ -22,3 +23,5 @@ class Found(NamedTuple):
     """(N,) float64 distance of the second nearest."""
     checked: int
     """Rows that were compared in float64."""
+    recheck_seconds: float = 0.0
+    """Wall time of those comparisons; 0 where the backend does not measure them apart."""

@@ -1,11 +1,12 @@
 """The search on a GPU: an fp16 tensor-core pass, a bound on its error, and a float64 re-check of the rows that the bound leaves open.
 
-Rows and codes are centred (certificate.py) and split as X = h + r, E = g + rho with h, g in fp16, scaled by powers of two. The score h.g + bias is off by at most
+Rows and codes are centred (certificate.py) and split as X = h + r, E = g + rho with h, g in fp16, scaled by powers of two.
+The score h.g + bias is off by at most
 
     |r| max|E| + |h| max|rho| + tensor-core accumulation + rounding of the float32 additions + eta of certificate.py
 
-with measured norms. The accumulation term takes the worst of what is known of tensor cores: blocks of 8 or 16 products added to the sum, each
-addend cut at 2^-23 of the largest, without guard bits.
+with measured norms. The accumulation term takes the worst of what is known of tensor cores: blocks of 8 or 16 products
+added to the sum, each addend cut at 2^-23 of the largest, without guard bits.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class Tile:
     warps: int
     stages: int
 
+    def smaller(self) -> Tile:
+        """For the candidate lists, whose positions take registers as well."""
+        return Tile(self.width, 64, 64, self.chunk, 4, 2)
+
     def arguments(self) -> dict[str, int]:
         return {"WIDTH": self.width, "BN": self.rows, "BK": self.codes, "BD": self.chunk}
 
@@ -64,7 +69,7 @@ def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: fl
     if not parts:
         empty = torch.empty(0, dtype=torch.float64, device=x.device)
         return Found(empty.long(), empty, empty.clone(), 0)
-    index, best, second = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
+    index, best, second = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "best", "second"))
     return Found(index, best, second, sum(part.checked for part in parts))
 
 
@@ -124,10 +129,10 @@ class _Codebook:
         if not bool(torch.isfinite(square).all()):
             check_finite("features", x, kept, first)
         index = torch.empty(n, dtype=torch.int64, device=device)
-        launch = {"num_warps": tile.warps, "num_stages": tile.stages, **tile.arguments()}
         kernels.scan_codes[(triton.cdiv(n, tile.rows),)](
-            half, self.panel, self.bias, scale, index, top, runner_up, n, self.padded, **launch
-        )
+            half, self.panel, self.bias, scale, index, top, runner_up, n, self.padded, **tile.arguments(),
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
         index.clamp_(max=len(self.codes) - 1)
         exact = _Exact(self, x, columns, index)
         if reach:
@@ -138,9 +143,10 @@ class _Codebook:
             floor = floor[open_rows]
             found = torch.empty((len(open_rows), CAPACITY), dtype=torch.int32, device=device)
             count = torch.empty(len(open_rows), dtype=torch.int32, device=device)
-            kernels.collect_candidates[(triton.cdiv(len(open_rows), tile.rows),)](
+            small = tile.smaller()
+            kernels.collect_candidates[(triton.cdiv(len(open_rows), small.rows),)](
                 open_rows, floor, half, self.panel, self.bias, scale, found, count, len(open_rows), self.padded,
-                CAPACITY=CAPACITY, **launch,
+                CAPACITY=CAPACITY, **small.arguments(), num_warps=small.warps, num_stages=small.stages,
             )  # fmt: skip
             full = (count > CAPACITY) | (count < 1) | ~torch.isfinite(floor)
             exact.compare(open_rows[~full], found[~full], count[~full])
@@ -206,4 +212,5 @@ def _shared_memory(x: Tensor) -> int:
     """Bytes of shared memory that one block may take; what an A100 has where there is no GPU (the interpreter)."""
     if x.device.type != "cuda":
         return 166912
-    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(x.device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 101376))  # torch's stubs lack it

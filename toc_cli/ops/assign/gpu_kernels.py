@@ -1,7 +1,10 @@
 """Triton kernels of the GPU search; gpu.py says how they fit together. Under TRITON_INTERPRET=1 they run on CPU tensors.
 
-N rows, K codes (padded to a multiple of BK with bias -inf), D dimensions padded with zeros to WIDTH = CHUNKS * BD. Scores are maximised.
+N rows, K codes (padded to a multiple of BK with bias -inf), D dimensions padded with zeros to WIDTH, a multiple of BD.
+Scores are maximised.
 """
+
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def prepare_rows(
     x_ptr, column_ptr, shift_ptr, half_ptr, scale_ptr, square_ptr, rest_ptr, n, d, stride, gain,
     WIDTH: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Rows as fp16: each centred and scaled by a power of two to a largest element in [512, 1024). Gives that scale, |row|^2 and |row - fp16 row|^2."""
+    """Rows as fp16, each centred and scaled by a power of two to a largest element in [512, 1024).
+
+    Gives that scale, the scaled |row|^2 and |row - fp16 row|^2.
+    """
     row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     live = row < n
     largest = tl.zeros((BN,), tl.float32)
@@ -81,8 +87,8 @@ def scan_codes(
 ):  # fmt: skip
     """Best code of each row, its score and the best score of all others.
 
-    No index is carried per element: `slot` holds the best score of each column of the tiles, `first` and `second` those of whole tiles; the winner
-    stands in the best tile and the best slot, any other code in another tile or another slot.
+    No index is carried per element: `slot` holds the best score of each column of the tiles, `first` and `second` those
+    of whole tiles; the winner stands in the best tile and the best slot, any other code in another tile or another slot.
     """
     row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     live = row < n

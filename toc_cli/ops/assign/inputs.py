@@ -14,7 +14,9 @@ FINITE_BLOCK = 1 << 22  # elements looked at in one go for NaN and Inf
 def fit(x: Tensor, codes: Tensor, kept: Tensor | None) -> Tensor | None:
     """The kept dimensions as an index on x's device; raises InputError where shapes, dtypes or devices do not fit."""
     if x.ndim != 2 or codes.ndim != 2:
-        raise InputError(f"Features and codes are matrices (N, D) and (K, D), not {tuple(x.shape)} and {tuple(codes.shape)}.")
+        raise InputError(
+            f"Features and codes are matrices (N, D) and (K, D), not {tuple(x.shape)} and {tuple(codes.shape)}."
+        )
     if x.dtype not in DTYPES or codes.dtype not in DTYPES:
         raise InputError(f"Features and codes are floating point, not {x.dtype} and {codes.dtype}.")
     if codes.device != x.device:
@@ -27,9 +29,13 @@ def fit(x: Tensor, codes: Tensor, kept: Tensor | None) -> Tensor | None:
         return None
     kept = kept.to(x.device, torch.int64)
     if kept.ndim != 1 or len(kept) == 0 or int(kept.min()) < 0 or int(kept.max()) >= x.shape[1]:
-        raise InputError(f"Kept dimensions of shape {tuple(kept.shape)} are not indices of the {x.shape[1]} feature dimensions.")
+        raise InputError(
+            f"Kept dimensions of shape {tuple(kept.shape)} are not indices of the {x.shape[1]} feature dimensions."
+        )
     if codes.shape[1] not in (x.shape[1], len(kept)):
-        raise InputError(f"Codes of {codes.shape[1]} dimensions fit neither the {x.shape[1]} of the features nor the {len(kept)} kept.")
+        raise InputError(
+            f"Codes of {codes.shape[1]} dimensions fit neither the {x.shape[1]} of the features nor the {len(kept)} kept."
+        )
     return kept
 
 

@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -44,7 +45,10 @@ class _Search(ctypes.Structure):
         ("codes", _Matrix),
         ("dims", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("mu", "code_norms", "twin", "panel", "row_shift")),
-        *((name, ctypes.c_double) for name in ("scale", "row_gain", "slope", "offset", "curve", "reach", "per_distance")),
+        *(
+            (name, ctypes.c_double)
+            for name in ("scale", "row_gain", "slope", "offset", "curve", "reach", "per_distance")
+        ),
         *((name, ctypes.c_void_p) for name in ("index", "best", "second", "open_rows", "open_floor")),
         *((name, ctypes.c_int64) for name in ("open_count", "overflow_count", "next_row")),
         *((name, ctypes.c_int32) for name in ("metric", "isa", "failed")),
@@ -84,22 +88,24 @@ def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: fl
     distances = len(x) if reach or len(slices) > 1 else 0
     best, second = (torch.full((distances,), torch.inf, dtype=torch.float64) for _ in range(2))
     step = ROW_STATE if _direct(x) else max(1, min(ROW_STATE, CONVERTED // x.shape[1]))
-    checked = 0
+    checked, seconds = 0, 0.0
     for number, part in enumerate(slices):
         book = _Codebook(part, metric, code_columns)
         first = sum(map(len, slices[:number]))
         for start in range(0, len(x), step):
             found = book.search(x[start : start + step], kept, reach, bool(distances), start)
-            checked += found.checked
+            checked, seconds = checked + found.checked, seconds + found.recheck_seconds
             at = slice(start, start + step)
             if not number:
-                index[at], best[at], second[at] = found[:3]
+                index[at], best[at], second[at] = found.index, found.best, found.second
             else:
                 _merge(index[at], best[at], second[at], found.index + first, found.best, found.second)
-    return Found(index, best, second, checked)
+    return Found(index, best, second, checked, seconds)
 
 
-def _merge(index: Tensor, best: Tensor, second: Tensor, new_index: Tensor, new_best: Tensor, new_second: Tensor) -> None:
+def _merge(
+    index: Tensor, best: Tensor, second: Tensor, new_index: Tensor, new_best: Tensor, new_second: Tensor
+) -> None:
     """The two nearest of an earlier slice of the codebook and a later one, in place; on a tie the earlier stays."""
     torch.minimum(torch.minimum(second, new_second), torch.maximum(best, new_best), out=second)
     index.copy_(torch.where(new_best < best, new_index, index))
@@ -113,7 +119,7 @@ def _direct(x: Tensor) -> bool:
 def _matrix(x: Tensor, columns: Tensor | None) -> tuple[_Matrix, Tensor | None]:
     """How C reads a matrix where it lies, and the column offsets that must outlive the call."""
     if columns is not None:
-        offsets = (columns * x.stride(1)).contiguous()
+        offsets: Tensor | None = (columns * x.stride(1)).contiguous()
     else:
         offsets = None if x.stride(1) == 1 or x.shape[1] == 1 else torch.arange(x.shape[1]) * x.stride(1)
     pointer = None if offsets is None else offsets.data_ptr()
@@ -124,7 +130,10 @@ class _Codebook:
     """A codebook (K, D) packed for the compiled search."""
 
     def __init__(self, codes: Tensor, metric: str, columns: Tensor | None) -> None:
-        self.library = library()
+        loaded = library()
+        if loaded is None:
+            raise RuntimeError("The compiled search was not built.")
+        self.library = loaded
         codes = codes if _direct(codes) else codes.float()
         self.around = frame(codes, metric, columns)
         k, d = len(codes), len(self.around.mu)
@@ -134,7 +143,8 @@ class _Codebook:
         matrix, offsets = _matrix(codes, columns)
         self.codes, self.columns, self.offsets = codes, columns, offsets
         self.task = _Search(
-            codes=matrix, dims=d, mu=self.around.mu.data_ptr(), code_norms=self.norms.data_ptr(), panel=self.panel.data_ptr(), row_shift=self.row_shift.data_ptr(), scale=self.around.scale,
+            codes=matrix, dims=d, mu=self.around.mu.data_ptr(), code_norms=self.norms.data_ptr(), panel=self.panel.data_ptr(),
+            row_shift=self.row_shift.data_ptr(), scale=self.around.scale,
             row_gain=self.around.scale if metric == "euclidean" else 1.0, slope=self.around.slope, offset=self.around.offset,
             curve=self.around.curve, per_distance=self.around.per_distance, metric=METRIC_NUMBER[metric],
             isa=ISAS.index(instruction_set() or "portable"),
@@ -146,7 +156,7 @@ class _Codebook:
         if not _direct(x):
             x, kept = (x if kept is None else x.index_select(1, kept)).float(), None
         n, task = len(x), self.task
-        task.x, offsets = _matrix(x, kept)
+        task.x, self.row_offsets = _matrix(x, kept)
         index, open_rows = torch.empty(n, dtype=torch.int64), torch.empty(n, dtype=torch.int64)
         floor = torch.empty(n, dtype=torch.float32)
         best, second = (torch.full((n if distances else 0,), torch.inf, dtype=torch.float64) for _ in range(2))
@@ -156,13 +166,14 @@ class _Codebook:
         self._run(self.library.toc_scan, n)
         if task.overflow_count:
             check_finite("features", x, kept, row)
+        began = time.perf_counter()
         if task.open_count:
             twin, has_twin = self._twins(task.open_count / n)
             task.twin = None if twin is None else twin.data_ptr()
             self._run(self.library.toc_recheck, task.open_count)
             if has_twin is not None and distances:
                 second = torch.where(has_twin[index], best, second)
-        return Found(index, best, second, task.open_count)
+        return Found(index, best, second, task.open_count, time.perf_counter() - began)
 
     def _twins(self, share: float) -> tuple[Tensor | None, Tensor | None]:
         """`twins` of the codes, once so many rows are open that leaving equal codes out may pay."""

@@ -21,7 +21,7 @@ Search = Callable[[Tensor, Tensor, str, Tensor | None, float], Found]
 
 
 def choose(device: torch.device) -> str:
-    """The backend of `auto`: the compiled kernel on the CPU, Triton on a GPU, and torch where the one was not built or the other is not installed."""
+    """The backend of `auto`: the compiled kernel on the CPU, Triton on a GPU; torch where that is not to be had."""
     if device.type == "cpu" and native.instruction_set():
         return "native"
     if device.type == "cuda" and importlib.util.find_spec("triton"):
@@ -33,7 +33,10 @@ def backend_search(name: str) -> Search:
     """The search of a backend, with an error that says how to get it."""
     if name == "native":
         if not native.instruction_set():
-            raise UsageError("The compiled search was not built here, or TOC_NATIVE=0 is set.", "Reinstall toc-cli with a C compiler at hand.")
+            raise UsageError(
+                "The compiled search was not built here, or TOC_NATIVE=0 is set.",
+                "Reinstall toc-cli with a C compiler at hand.",
+            )
         return native.search
     if name == "triton":
         if not importlib.util.find_spec("triton"):
@@ -65,7 +68,8 @@ def nearest_op(
     x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: str, reach: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Index (N,), distance (N,), second distance (N,), near tie (N,); the last three are empty where `reach` is 0."""
-    index, best, second, _ = find(x, codes, metric, kept, backend, reach)
+    found = find(x, codes, metric, kept, backend, reach)
+    index, best, second = found.index, found.best, found.second
     if not reach:
         best, second = best.new_empty(0), best.new_empty(0)
     near = (second - best) <= NEAR * best.abs()
