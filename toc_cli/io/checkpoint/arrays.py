@@ -48,13 +48,13 @@ class ArrayHeader:
 
 def read_header(file: IO[bytes], shown: str, available: int) -> ArrayHeader:
     """The checked header of a .npy stream of `available` bytes. InputError for objects and sizes that do not add up."""
+    prefix = file.read(12)
+    wide = prefix[6:7] > b"\x01"
+    length = int.from_bytes(prefix[8:12] if wide else prefix[8:10], "little")
+    if length > HEADER_LIMIT:
+        raise InputError(f"{shown} has a broken numpy header: it claims {length:,} bytes.")
+    text = io.BytesIO(prefix + file.read(max(length + (0 if wide else -2), 0)))
     try:
-        prefix = file.read(12)
-        wide = prefix[6:7] > b"\x01"
-        length = int.from_bytes(prefix[8:12] if wide else prefix[8:10], "little")
-        if length > HEADER_LIMIT:
-            raise ValueError(f"it claims {length:,} bytes")
-        text = io.BytesIO(prefix + file.read(length + (0 if wide else -2)))
         version = np.lib.format.read_magic(text)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(text)
