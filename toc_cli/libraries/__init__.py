@@ -52,11 +52,11 @@ def run(path: str | Path, codebook: Codebook, rows: torch.Tensor, *, inner: bool
             f"It can run: {', '.join(sorted(CODECS))}.",
         )
     model, library = load(Path(path))
-    module = model.get_submodule(codec.root(codebook.keys[0][0]))
     try:
+        module = model.get_submodule(codec.root(codebook.keys[0][0]))
         with torch.inference_mode():
             tokens = codec.tokens(module, codebook, rows.float(), inner)
             outputs = codec.outputs(module, torch.Generator().manual_seed(seed))
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (AttributeError, RuntimeError, ValueError, IndexError) as error:
         raise InputError(f"{library} loads {printable(path)}, but does not run it: {printable(error)}") from error
     return Run(library, tokens.long(), outputs)
