@@ -257,12 +257,14 @@ def write(
     kept: list[torch.Tensor],
     fill: list[torch.Tensor],
     target: Path,
+    rotation: list[torch.Tensor] | None = None,
 ) -> Path:
-    """Write one pruned form of a file or folder, all of its codebooks cut."""
+    """Write one pruned form of a file or folder, all of its codebooks cut, or turned into fewer components."""
     ckpt = open_checkpoint(source)
     edits = Edits()
-    for codebook, indices, values in zip(find(ckpt), kept, fill, strict=True):
-        edits = emit.edits(ckpt, codebook, mode, kept=indices, fill=values, on=edits)
+    turns = rotation or [None] * len(kept)
+    for codebook, indices, values, turn in zip(find(ckpt), kept, fill, turns, strict=True):
+        edits = emit.edits(ckpt, codebook, mode, kept=indices, fill=values, rotation=turn, on=edits)
     ckpt.write(target, edits)
     return target
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from toc_cli.errors import UsageError
-from toc_cli.libraries import CODECS, Run
+from toc_cli.io.checkpoint import open_checkpoint
+from toc_cli.io.families import detect
+from toc_cli.libraries import CODECS, Run, run
 from toc_cli.libraries.loading import load
 
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'toc-cli[test-libs]'")
@@ -158,3 +160,22 @@ def quantised_then_dropped(setup: Setup) -> torch.Tensor:
     codec = CODECS[books[0].family]
     with torch.inference_mode():
         return codec.outputs(model, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["encodec", "dac", "mimi", "higgs", "chameleon", "glm-image"])
+def test_a_rotation_folds_into_the_layers_around(name: str, tmp_path: Path) -> None:
+    """Components instead of dimensions: E R, R^T W_in and W_out R load and give the tokens of the rotated codebook."""
+    torch.manual_seed(0)
+    prepared = models.prepare(models.save(CASES[name].build(), tmp_path / "full"), CASES[name].size)
+    turns = []
+    for kept, book in zip(prepared.kept, prepared.books, strict=True):
+        square = torch.randn(*kept.shape[:2], book.dim, book.dim, dtype=torch.float64)
+        turns.append(torch.linalg.qr(square).Q[..., : CASES[name].size])
+    target = tmp_path / "sliced"
+    models.write(prepared.folder, detect, "sliced", prepared.kept, prepared.fill, target, rotation=turns)
+    books = detect(open_checkpoint(target))
+    for n, (book, rows, turn) in enumerate(zip(books, prepared.rows, turns, strict=True)):
+        rotated = prepared.full[n].rotated(turn, prepared.fill[n])
+        read = rows if book.outer_width else (rows.double() @ turn[0, 0]).float()
+        found = run(target, book, read).tokens
+        assert (found == rotated.tokens(rows)).double().mean() > 0.99
