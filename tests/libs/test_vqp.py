@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from toc_cli.errors import UsageError
+from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect, emit
@@ -382,14 +382,58 @@ def test_random_projections_have_no_sliced_form(tmp_path: Path) -> None:
     [
         (lambda: vqp.FSQ(levels=[8, 5, 5, 5]), "FSQ keeps its levels in code"),
         (lambda: vqp.FSQ(levels=[8, 5, 5, 5], dim=16), "fixed grid"),
+        (
+            lambda: torch.nn.ModuleDict({"a": torch.nn.Linear(3, 16), "q": vqp.FSQ(levels=[8, 5, 5], dim=16)}),
+            "fixed grid",
+        ),
         (lambda: vqp.ResidualFSQ(dim=16, levels=[8, 5, 5, 5], num_quantizers=2), "fixed grid"),
+        (lambda: vqp.GroupedResidualFSQ(dim=16, groups=2, levels=[8, 5, 5], num_quantizers=2), "fixed grid"),
+        (lambda: vqp.LatentQuantize(levels=[5, 5, 8], dim=16), "fixed grid"),
+        (lambda: vqp.LFQ(codebook_size=256), "sign bits"),
         (lambda: vqp.LFQ(codebook_size=256, dim=16), "sign bits"),
         (lambda: vqp.ResidualLFQ(dim=16, codebook_size=256, num_quantizers=2), "sign bits"),
+        (lambda: vqp.SimVQ(dim=16, codebook_size=32, codebook_transform=network()), "out of a network"),
     ],
-    ids=["fsq", "fsq projected", "residual fsq", "lfq", "residual lfq"],
+    ids=[
+        "fsq",
+        "projected",
+        "in a model",
+        "residual",
+        "grouped",
+        "latent",
+        "lfq",
+        "lfq projected",
+        "lfq residual",
+        "simvq",
+    ],
 )
-def test_fixed_grids_are_named(build: Callable[[], torch.nn.Module], said: str, tmp_path: Path) -> None:
+def test_codes_that_are_no_tables_are_named(build: Callable[[], torch.nn.Module], said: str, tmp_path: Path) -> None:
     torch.save(build().state_dict(), tmp_path / "model.pt")
     with pytest.raises(Exception, match=said) as caught:
         detect(open_checkpoint(tmp_path / "model.pt"))
     assert caught.value.exit_code == 3  # type: ignore[attr-defined]
+
+
+def network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
+
+
+def test_a_bridged_table_is_listed_and_never_scored(tmp_path: Path) -> None:
+    model = vqp.VectorQuantize(dim=16, codebook_size=32, vq_bridge=torch.nn.Linear(16, 16))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    ckpt = open_checkpoint(tmp_path / "model.pt")
+    (codebook,) = detect(ckpt)
+    assert "vq_bridge" in emit.supported(ckpt, codebook)["masked"]
+    with pytest.raises(InputError, match="effective codes are not in the file"):
+        codebook.parts(ckpt)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_scales_of_a_hierarchy_offer_the_codebook_alone(shared: bool, tmp_path: Path) -> None:
+    model = vqp.HierarchicalVQ(dim=16, codebook_size=32, scales=(1, 2, 4), shared_codebook=shared)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    ckpt = open_checkpoint(tmp_path / "model.pt")
+    books = detect(ckpt)
+    assert len(books) == (1 if shared else 3)
+    for book in books:
+        assert {mode for mode, reason in emit.supported(ckpt, book).items() if not reason} == {"codebook"}

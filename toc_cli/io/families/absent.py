@@ -20,6 +20,9 @@ SIGNS = (
 )
 HEAD = "indices come from a learned head; no vectors are looked up"
 TOKENS = "it holds token tables, not codebooks; the codebook is in the tokenizer or codec checkpoint"
+NETWORK = (
+    "its codes come out of a network (SimVQ's code_transform) whose activations are not in the file, only its weights"
+)
 SCALAR_INDEX = "it holds a scalar quantiser, which quantises every dimension by itself: there are no code vectors"
 ENCODER = (
     "it holds an encoder without its quantiser: no vectors are looked up; the codebook is in the pretraining checkpoint"
@@ -30,7 +33,7 @@ TOKEN_TABLES = (
     r"(?:.*\.)?latent_image_embedding\.emb\.weight",
     r"(?:.*\.)?(?:label_embs_concat|linear\.\d+\.weight|emb\.\d+\.weight|embeddings?\.word_embeddings\.weight)",
 )
-GRID_CONFIGS = ("quantization_levels", "fsq_levels", "levels")
+GRID_CONFIGS = ("quantization_levels", "fsq_levels")
 ENCODERS = r"(?:.*\.)?(?:feature_projection\.projection|masked_spec_embed|mask_emb)(?:\.weight)?"
 
 
@@ -40,7 +43,7 @@ def reason(ckpt: Checkpoint) -> str | None:
     if not any(list(part) for part in parts):
         return SCALAR_INDEX if ckpt.container == "faiss" else EMPTY
     for part in parts:
-        said = _lookup_free(ckpt, part) or _grid(ckpt, part) or _tables(part)
+        said = _lookup_free(ckpt, part) or _network(part) or _grid(ckpt, part) or _tables(part)
         if said:
             return said
     return None
@@ -57,15 +60,29 @@ def _lookup_free(ckpt: Checkpoint, part: Section) -> str | None:
 
 
 def _grid(ckpt: Checkpoint, part: Section) -> str | None:
-    configured = ckpt.config is not None and any(isinstance(ckpt.config.get(name), list) for name in GRID_CONFIGS)
-    known = ckpt.config is not None and "VidTok" in str(ckpt.config.get("_class_name", ""))
+    """A module of nothing but a narrow projection and its way back, or a config that lists levels."""
+    config = ckpt.config or {}
+    if any(isinstance(config.get(name), list) for name in GRID_CONFIGS) or "VidTok" in str(
+        config.get("_class_name", "")
+    ):
+        return GRID
     for match in part.matches(r"((?:.*\.)?)project_in(?:\.0)?\.weight"):
-        place = match[1].lower()
-        named = re.search(r"quant|fsq|lfq|vq|bottleneck|codec", place)
-        lone = all(re.fullmatch(r"(?:.*\.)?project_(?:in|out)\..*", name) for name in part)
-        if f"{match[1]}project_out.weight" in part and (named or lone or configured):
+        own = [name.removeprefix(match[1]) for name in part if name.startswith(match[1])]
+        narrow = (
+            len(set(part.shape(match.group()))) == 2 and part.shape(match.group())[0] < part.shape(match.group())[1]
+        )
+        if narrow and all(
+            re.fullmatch(r"project_(?:in|out)\..*|values_per_latent\..*|implicit_codebook", name) for name in own
+        ):
             return GRID
-    return GRID if configured or known else None
+    return None
+
+
+def _network(part: Section) -> str | None:
+    for match in part.matches(r"((?:.*\.)?)frozen_codebook"):
+        if part.matches(re.escape(match[1]) + r"code_transform\..*"):
+            return NETWORK
+    return None
 
 
 def _tables(part: Section) -> str | None:

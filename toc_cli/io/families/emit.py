@@ -17,6 +17,7 @@ from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import moments
 from toc_cli.io.families.base import Codebook, Mode, Site
+from toc_cli.io.families.layers import weight_norm
 from toc_cli.io.names import printable
 
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
@@ -274,8 +275,7 @@ class _Edit:
         tensor = self.get(site.key).double()
         if not site.norm:
             return tensor
-        size = self.get(magnitude_key(site)).double()
-        return size * tensor / norm_beside(tensor, size)
+        return weight_norm(self.get(magnitude_key(site)).double(), tensor)
 
     def set_weight(self, site: Site, weight: torch.Tensor) -> None:
         """Write a weight as magnitude and direction; a channel that lost all of its weight gets magnitude 0 and any direction."""

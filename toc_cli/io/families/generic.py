@@ -20,9 +20,9 @@ from toc_cli.io.names import printable
 AROUND = "the layers around the codebook are not in this file, or not known"
 NO_METRIC = "the metric is not in the file: read as euclidean (--metric cosine or dot says otherwise)"
 NAMES = (
-    r"(?:.*\.)?(?:\w*quantizer?|vq\w*|\w*codebooks?)\.(?:embedding|embeddings|embed|codebook|weight|embedding\.weight|embed\.weight)",
-    r"(?:.*\.)?\w*quantizer?\.(?:.*\.)?(?:codebook|codebook\.weight|codebook\.embed|embedding\.weight|_codebook\.embed)",
-    r"(?:.*\.)?(?:codebooks?|code_book|codevectors|cluster_centers_|centroids)",
+    r"(?:.*\.)?(?:\w*quantizer?|vq\w*|\w*codebooks?)\.(?:embeddings?|embed|codebooks?)(?:\.weight)?",
+    r"(?:.*\.)?\w*quantizer?\.(?:.*\.)?(?:codebook|codebook\.embed|embedding\.weight|_codebook\.embed)",
+    r"(?:.*\.)?(?:code_book|codebooks?|codevectors|cluster_centers_|centroids)(?:\.\d+)?(?:\.weight)?",
 )
 """Names that hold a codebook in repositories of no fixed family."""
 LOOSE = re.compile(r"quant|codebook|code_book|vq|bottleneck|centroid|cluster|embed", re.IGNORECASE)

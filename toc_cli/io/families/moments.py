@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import torch
-
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
 from toc_cli.io.families.names import is_optimizer
 
@@ -39,7 +37,7 @@ def of_parameters(ckpt: Checkpoint, keys: Iterable[str], copies: tuple[str, ...]
 
 
 def _is_parameter(info: TensorInfo) -> bool:
-    return not is_optimizer(info) and info.dtype.is_floating_point and info.dtype != torch.float8_e4m3fn
+    return not is_optimizer(info) and info.dtype.is_floating_point
 
 
 def _optimizers(ckpt: Checkpoint) -> dict[tuple[str, ...], dict[str, list[TensorInfo]]]:

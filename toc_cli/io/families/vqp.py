@@ -21,6 +21,7 @@ from toc_cli.io.names import printable
 FAMILY = "vector-quantize-pytorch"
 NO_CONSUMER = "the module ends with its codebook: which layer reads the quantised vector only the code around it knows"
 AFFINE = ("codebook_mean", "codebook_variance", "batch_mean", "batch_variance")
+MIXING = "the residual of each scale passes through convolutions (phi) that mix kept and dropped dimensions"
 EPS = 1e-5
 """The clamp of the variances in the library's affine form."""
 
@@ -154,6 +155,9 @@ def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
         warnings.append(
             "the library moves batch_mean and batch_variance at every forward pass; tokens here are those of the stored statistics"
         )
+    if _scales(module):
+        refusals |= dict.fromkeys(("masked", "sliced"), MIXING)
+        warnings.append("scales of a HierarchicalVQ share one residual; tokens here are those of a single lookup")
     if module.has("vq_bridge."):
         refusals |= dict.fromkeys(
             ("masked", "sliced"), "the table passes through a vq_bridge network before it is looked up"
@@ -189,6 +193,12 @@ def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
         zero_fill=cosine or module.shared_levels,
         warnings=tuple(warnings),
     )
+
+
+def _scales(module: Module) -> bool:
+    """Whether this is one table of a HierarchicalVQ, whose scales pass through convolutions `phi*`."""
+    around = re.sub(r"vqs?\.(?:\d+\.)?$", "", module.root)
+    return around != module.root and any(name.startswith(f"{around}phi") for name in module.section)
 
 
 def _head_key(module: Module, level: int, head: int) -> str:
