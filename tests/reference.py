@@ -115,3 +115,26 @@ def quantise(x, tables, metric="euclidean", kept=None, fill=None):
             left[h] = left[h] - code
         tokens.append(row)
     return tokens, vector
+
+
+# Assignment: toc-math.md "Assignment", by two plain loops
+
+
+def nearest_two(x: np.ndarray, codes: np.ndarray, metric: str = "euclidean") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nearest code of each row, its distance and the second best distance: float64, dimension by dimension, ties to the smaller index."""
+    x, codes = x.astype(np.float64), codes.astype(np.float64)
+    index, best, second = np.zeros(len(x), np.int64), np.zeros(len(x)), np.full(len(x), np.inf)
+    for i, row in enumerate(x):
+        distance = np.zeros(len(codes))
+        square = np.zeros(len(codes))
+        for d in range(x.shape[1]):
+            distance += (row[d] - codes[:, d]) ** 2 if metric == "euclidean" else -(row[d] * codes[:, d])
+            square += codes[:, d] * codes[:, d]
+        if metric == "cosine":
+            norm = np.sqrt(square)
+            distance = np.where(norm == 0, 0.0, distance / np.where(norm == 0, 1.0, norm))
+        index[i] = int(np.argmin(distance))
+        best[i] = distance[index[i]]
+        if len(codes) > 1:
+            second[i] = np.delete(distance, index[i]).min()
+    return index, best, second

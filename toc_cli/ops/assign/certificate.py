@@ -29,6 +29,7 @@ from torch import Tensor
 U = 2.0**-24  # unit roundoff of float32
 U64 = 2.0**-53  # unit roundoff of float64
 TINY = 2.0**-126  # smallest normal float32: bounds every underflow, also where subnormals are flushed
+OVERFLOW = 2.0**63  # norms from here on have squares that float32 cannot hold
 MAX_DIMENSIONS = 1 << 16  # the first-order bound below carries a 1 % surcharge, enough up to here
 CHUNK = 1 << 20  # elements of a codebook looked at in float64 at a time
 
@@ -65,9 +66,10 @@ class Frame:
         return centred.float(), bias.float()
 
     def eta(self, norms: Tensor) -> Tensor:
-        """Bound on the error of a score, for row norms |X| (n,)."""
+        """Bound on the error of a score, for row norms |X| (n,); inf where float32 sums may overflow."""
         norms = norms.double() * 1.001
-        return self.slope * norms + self.offset + self.curve * norms * norms
+        bound = self.slope * norms + self.offset + self.curve * norms * norms
+        return torch.where(norms < OVERFLOW, bound, torch.inf)
 
 
 def frame(codes: Tensor, metric: str, columns: Tensor | None = None) -> Frame:

@@ -61,7 +61,11 @@ def library() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec(f"{__package__}._native")
     if spec is None or spec.origin is None:
         return None
-    loaded = ctypes.CDLL(spec.origin)
+    return declare(ctypes.CDLL(spec.origin))
+
+
+def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """The argument types of its functions."""
     loaded.toc_panel_floats.restype = ctypes.c_int64
     loaded.toc_panel_floats.argtypes = (ctypes.c_int64, ctypes.c_int64)
     for name in ("toc_pack", "toc_scan", "toc_recheck"):
