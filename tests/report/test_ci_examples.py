@@ -63,8 +63,12 @@ def test_workflow_and_pre_commit(project: Path) -> None:
     entry = f"{hook['entry']} model.toc.json baseline.toc.json"
     committed = run(entry, project)
     assert (committed.returncode, committed.stdout) == (0, ""), committed.stderr
-    (project / "toc.toml").write_text('[tool.toc.checks]\ntoken_agreement = ["error", {min = 0.9999}]\n')
-    refused = run(entry, project)
+    strict = project / "strict"
+    strict.mkdir()
+    for name in ("model.toc.json", "baseline.toc.json"):
+        shutil.copy(project / name, strict)
+    (strict / "toc.toml").write_text('[tool.toc.checks]\ntoken_agreement = ["error", {min = 0.9999}]\n')
+    refused = run(entry, strict)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: 2 checks fail: token_agreement is 0.")
 

@@ -188,7 +188,7 @@ def _tokens_change(codebook: Mapping[str, Any], values: Values, record: Mapping[
     text = (
         f"{number(1 - agreement, 'share')} of tokens change. A language model or any other model trained on the "
         "old tokens "
-        "must be trained or fine-tuned on new ones; --emit consumer keeps every token as it is."
+        "must be trained or fine-tuned on new ones; --emit consumer, where the family offers it, keeps every token as it is."
     )
     return Alarm("tokens_change", codebook["id"], text, "token_agreement")
 
