@@ -88,3 +88,5 @@ def optimize(
         plan.write(verify=verify)
     if plan.ranks.writes:
         sink.result(plan.record, *plan_parts(plan, dry_run))
+        for hint in plan.load_hints if "sliced" in options.emit else ():
+            sink.say(f"To load the sliced file: {hint}")

@@ -53,6 +53,11 @@ class Outputs:
         """The modes that write a checkpoint of the input's own format."""
         return tuple(mode for mode in self.emit if mode != "codebook")
 
+    def _configs(self) -> list[Path]:
+        """The patched config beside a sliced weights file whose own config.json is not in an output folder."""
+        alone = "sliced" in self.emit and self.extension and (self.checkpoint.parent / "config.json").exists()
+        return [self.of("sliced").with_suffix(".config.json")] if alone else []
+
     def refuse_what_stands(self) -> None:
         """UsageError for an output that exists (without `force`) or is the input; OutputError for a folder that cannot be written."""
         folder = self.stem.parent
@@ -60,7 +65,7 @@ class Outputs:
             raise OutputError(f"The output folder {folder} does not exist.", "Create it, or name another with -o.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"The output folder {folder} is not writable.", f"Name another with -o NAME{SUFFIX}.")
-        for target in (self.artefact, self.record, *map(self.of, self.checkpoints)):
+        for target in (self.artefact, self.record, *map(self.of, self.checkpoints), *self._configs()):
             if target.exists() and os.path.samefile(target, self.checkpoint):
                 raise UsageError(
                     f"{target} is the input itself, which is never written.", f"Name another with -o NAME{SUFFIX}."

@@ -69,6 +69,15 @@ class Plan:
         """The pruned quantiser of the first codebook, for `toc_cli.quantize`."""
         return self.chosen[0][2].form
 
+    @property
+    def load_hints(self) -> list[str]:
+        """What the owner of a sliced file without a config must write in the model's constructor, per codebook."""
+        if self.checkpoint.config is not None:
+            return []
+        return [
+            source.book.load_hint(choice.count) for source, _, choice in self.chosen if source.book.load_hint is not None
+        ]
+
     def size(self, mode: Mode) -> int:
         """Bytes that an emit mode will take, headers aside."""
         pairs = [(source, choice) for source, _, choice in self.chosen]
@@ -182,10 +191,7 @@ def plan_optimization(
         refuse_impossible(ckpt, pairs, outputs.checkpoints)
     entries = [_entry(*each, opened, options, ranks, progress) for each in chosen]
     inputs = ranks.gather(hashes.result() if hashes else None)[0] or []
-    warnings = warnings_of(books)
-    if outputs is not None and "sliced" in outputs.emit and ckpt.config is None:
-        warnings += load_hints([(source, choice) for source, _, choice in chosen])
-    record = run_record(options, inputs, warnings, entries)
+    record = run_record(options, inputs, warnings_of(books), entries)
     seconds = time.perf_counter() - started
     rows = sum(census.rows for census in found)
     record["timing"] = {
@@ -270,12 +276,3 @@ def warnings_of(books: Sequence[Source]) -> list[dict[str, Any]]:
         if zero:
             warn("zero_codes", source, f"{label}: {zero} codes are all zero, as codes that were never used are.")
     return found
-
-
-def load_hints(chosen: Sequence[tuple[Source, Choice]]) -> list[dict[str, Any]]:
-    """What the owner of a sliced file without a config must change in the model's constructor."""
-    return [
-        {"id": "load_hint", "codebook": source.id, "text": f"sliced: {source.book.load_hint(choice.count)}"}
-        for source, choice in chosen
-        if source.book.load_hint is not None
-    ]
