@@ -6,46 +6,23 @@ Every picture has one width for text that reads at 400 px and 1400 px alike; eve
 from __future__ import annotations
 
 import base64
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toc_cli.errors import missing_extra
 from toc_cli.report.metrics import METRICS
+from toc_cli.report.svg import INK, TEXT, picture
 from toc_cli.report.words import MINUS, number
 from toc_cli.report.words import name as shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, HEIGHT = 400, 272  # px of the viewBox; text is 12.5 px
-SMALL_WIDTH, SMALL_HEIGHT = 250, 196
-TEXT = 12.5
 BARS = 256
-DOTS = 400
+DOTS, DOT = 400, 4.6
 
-# Colours that matplotlib writes and the page replaces: one stand-in per CSS variable.
-_INK = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "rule": "#030303",
-    "before": "#040404",
-    "after": "#050505",
-    "random": "#060606",
-    "variance": "#070707",
-    "pca": "#080808",
-    "dropped": "#090909",
-    "other1": "#0a0a0a",
-    "other2": "#0b0b0b",
-    "other3": "#0c0c0c",
-    "other4": "#0d0d0d",
-}
 COLD, WARM = (38, 110, 190), (200, 78, 42)  # negative and positive cosine; zero is transparent
 
 
@@ -61,18 +38,18 @@ def series_colour(name: str, chosen: str, others: Sequence[str]) -> str:
 def rank_frequency(figure: Mapping[str, Any], *, small: bool = False) -> str:
     """How often the codes are chosen, by falling rank, before and after; where each curve ends, codes are dead."""
     data = figure["rank_frequency"]
-    with _picture(small) as (axes, result):
+    with picture(small) as (axes, result):
         top = 1
         for side in ("before", "after"):
             if data[side] is None:
                 continue
             counts = np.asarray(data[side])
             live = counts > 0
-            axes.plot(np.asarray(data["ranks"])[live], counts[live], color=_INK[side], lw=1.8, solid_capstyle="round")
+            axes.plot(np.asarray(data["ranks"])[live], counts[live], color=INK[side], lw=1.8, solid_capstyle="round")
             top = max(top, int(counts.max()))
             used = data[f"used_{side}"]
             if used < data["codes"]:
-                axes.axvline(used, color=_INK[side], lw=1, ls=(0, (3, 3)))
+                axes.axvline(used, color=INK[side], lw=1, ls=(0, (3, 3)))
         axes.set(xscale="log", yscale="log", xlim=(0.9, max(data["codes"], 2) * 1.1), ylim=(0.8, top * 1.6))
         _count_ticks(axes.xaxis)
         _count_ticks(axes.yaxis)
@@ -90,10 +67,10 @@ def scores(codebook: Mapping[str, Any], level: int = 0, head: int = 0, *, small:
     height = np.array([score[group].mean() for group in groups])
     keeps = np.array([kept[group].mean() > 0.5 for group in groups])
     left = np.array([0, *np.cumsum([len(group) for group in groups])]) + 0.5
-    with _picture(small) as (axes, result):
+    with picture(small) as (axes, result):
         for which, colour in ((keeps, "after"), (~keeps, "dropped")):
-            _bars(axes, left[:-1][which], left[1:][which], height[which], _INK[colour])
-        axes.axhline(0, color=_INK["muted"], lw=0.8)
+            _bars(axes, left[:-1][which], left[1:][which], height[which], INK[colour])
+        axes.axhline(0, color=INK["muted"], lw=0.8)
         axes.set_xlim(0.5, len(score) + 0.5)
         axes.margins(y=0.06)
         _plain_ticks(axes)
@@ -106,10 +83,10 @@ def similarity_variance(codebook: Mapping[str, Any], options: Mapping[str, Any],
     similarity, variance = (np.asarray(codebook[name][level][head]) for name in ("similarity", "variance"))
     kept = np.zeros(len(similarity), bool)
     kept[codebook["kept"][level][head]] = True
-    with _picture() as (axes, result):
-        for which, colour, size in ((~kept, "dropped", 3.4), (kept, "after", 3.4)):
+    with picture() as (axes, result):
+        for which, colour in ((~kept, "dropped"), (kept, "after")):
             index = np.flatnonzero(which)[:: max(1, math.ceil(which.sum() / DOTS))]
-            axes.plot(similarity[index], variance[index], "o", ms=size, mew=0, color=_INK[colour], alpha=0.85)
+            axes.plot(similarity[index], variance[index], "o", ms=DOT, mew=0, color=INK[colour], alpha=0.85)
         _cut_line(axes, codebook, options, kept, level, head)
         _plain_ticks(axes)
         _label(axes, "similarity (to keep low)", "variance (to keep high)")
@@ -118,12 +95,12 @@ def similarity_variance(codebook: Mapping[str, Any], options: Mapping[str, Any],
 
 def spectrum(figure: Mapping[str, Any], *, small: bool = False) -> str:
     """Singular values of the centred codebook, before and after."""
-    with _picture(small) as (axes, result):
+    with picture(small) as (axes, result):
         most, least, last = 0.0, math.inf, 1
         for side in ("before", "after"):
             rank, value = (figure["spectrum"][side][name] for name in ("rank", "value"))
             if value:
-                axes.plot(rank, value, color=_INK[side], lw=1.8, solid_capstyle="round")
+                axes.plot(rank, value, color=INK[side], lw=1.8, solid_capstyle="round")
                 most, least, last = max(most, *value), min(least, *value), max(last, *rank)
         if most > 0:
             axes.set(yscale="log", ylim=(least / 1.4, most * 1.4))
@@ -144,12 +121,12 @@ def heat(figure: Mapping[str, Any], side: str, *, small: bool = False) -> str:
     pixels = np.zeros((*matrix.shape, 4), np.uint8)
     pixels[..., :3] = np.where(steps[..., None] < 0, COLD, WARM)
     pixels[..., 3] = np.rint(np.sqrt(np.abs(steps)) * 255)
-    with _picture(small, square=True) as (axes, result):
+    with picture(small, square=True) as (axes, result):
         axes.imshow(pixels, interpolation="none", aspect="equal")
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         for spine in axes.spines.values():
-            spine.set(visible=True, color=_INK["rule"])
+            spine.set(visible=True, color=INK["rule"])
     return result[0]
 
 
@@ -166,12 +143,12 @@ def pca_map(figure: Mapping[str, Any]) -> str:
     data = figure["pca_map"]
     x, y, usage = (np.asarray(data[name], float) for name in ("x", "y", "usage"))
     share = usage / max(usage.max(initial=0), 1)
-    with _picture() as (axes, result):
-        axes.plot(x[usage == 0], y[usage == 0], "o", ms=3, mfc="none", mec=_INK["random"], mew=0.9)
+    with picture() as (axes, result):
+        axes.plot(x[usage == 0], y[usage == 0], "o", ms=3, mfc="none", mec=INK["random"], mew=0.9)
         edges = np.linspace(0, 1, 7) ** 2
         for low, high, size in zip(edges[:-1], edges[1:], (2.4, 3.6, 5.0, 6.6, 8.4, 10.4), strict=True):
             which = (share > low) & (share <= high)
-            axes.plot(x[which], y[which], "o", ms=size, mew=0, color=_INK["after"], alpha=0.5)
+            axes.plot(x[which], y[which], "o", ms=size, mew=0, color=INK["after"], alpha=0.5)
         axes.margins(0.07)
         _plain_ticks(axes)
         names = [f"axis {i + 1} ({number(s, 'share')} of variance)" for i, s in enumerate((*data["share"], 0.0)[:2])]
@@ -185,8 +162,8 @@ def sweep(codebook: Mapping[str, Any], metric: str, chosen: str) -> str:
     unit = METRICS[metric].unit
     percent = unit in ("share", "change")
     others = sorted(set(data["criteria"]) - {chosen, "random", "variance", "pca"})
-    with _picture() as (axes, result):
-        axes.axvline(codebook["kept_dim"], color=_INK["muted"], lw=1, ls=(0, (3, 3)))
+    with picture() as (axes, result):
+        axes.axvline(codebook["kept_dim"], color=INK["muted"], lw=1, ls=(0, (3, 3)))
         for name in sorted(data["criteria"], key=lambda name: name == chosen):
             points = [
                 (dims, value)
@@ -197,7 +174,7 @@ def sweep(codebook: Mapping[str, Any], metric: str, chosen: str) -> str:
                 first = name == chosen
                 xs, ys = zip(*points, strict=True)
                 axes.plot(
-                    xs, ys, color=_INK[series_colour(name, chosen, others)], lw=2.2 if first else 1.4,
+                    xs, ys, color=INK[series_colour(name, chosen, others)], lw=2.2 if first else 1.4,
                     ls="-" if first or name != "random" else (0, (4, 2)), marker="o" if first else None, ms=4, mew=0,
                 )  # fmt: skip
         _metric_axis(axes, unit)
@@ -209,46 +186,41 @@ def sweep(codebook: Mapping[str, Any], metric: str, chosen: str) -> str:
 
 def intervals(rows: Sequence[tuple[str, float, Sequence[float] | None, str]], metric: str) -> str:
     """One metric for several things, a dot each with its interval or range: (label, value, bounds, colour)."""
-    unit = METRICS[metric].unit
-    height = 66 + 26 * len(rows)
-    with _picture(height=height, left=112, bottom=46) as (axes, result):
+    with picture(**_lines(len(rows))) as (axes, result):
         for index, (_, value, bounds, colour) in enumerate(rows):
             if bounds is not None:
-                axes.plot(bounds, [index, index], color=_INK[colour], lw=2.2, alpha=0.45, solid_capstyle="round")
-            axes.plot([value], [index], "o", ms=6.5, mew=0, color=_INK[colour])
-        axes.set_yticks(range(len(rows)), [_short(label) for label, *_ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.margins(x=0.08)
-        axes.grid(True, axis="x")
-        axes.grid(False, axis="y")
-        _metric_axis(axes, unit, axis="x")
-        axes.set_xlabel(METRICS[metric].label.lower())
+                axes.plot(bounds, [index, index], color=INK[colour], lw=2.2, alpha=0.45, solid_capstyle="round")
+            axes.plot([value], [index], "o", ms=6.5, mew=0, color=INK[colour])
+        _name_lines(axes, [label for label, *_ in rows], metric)
     return result[0]
 
 
 def paired(rows: Sequence[tuple[str, float | None, float | None]], metric: str) -> str:
     """One metric before and after for several things: (label, before, after)."""
-    unit = METRICS[metric].unit
-    height = 66 + 26 * len(rows)
-    with _picture(height=height, left=112, bottom=46) as (axes, result):
+    with picture(**_lines(len(rows))) as (axes, result):
         for index, (_, old, new) in enumerate(rows):
             if old is not None and new is not None:
-                axes.plot([old, new], [index, index], color=_INK["rule"], lw=2.2)
+                axes.plot([old, new], [index, index], color=INK["rule"], lw=2.2)
             for value, colour in ((old, "before"), (new, "after")):
                 if value is not None:
-                    axes.plot([value], [index], "o", ms=6.5, mew=0, color=_INK[colour])
-        axes.set_yticks(range(len(rows)), [_short(label) for label, *_ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.margins(x=0.08)
-        axes.grid(True, axis="x")
-        axes.grid(False, axis="y")
-        _metric_axis(axes, unit, axis="x")
-        axes.set_xlabel(METRICS[metric].label.lower() + {"db": " (dB)", "bits": " (bits)"}.get(unit, ""))
+                    axes.plot([value], [index], "o", ms=6.5, mew=0, color=INK[colour])
+        _name_lines(axes, [label for label, *_ in rows], metric)
     return result[0]
 
 
-def _short(label: str) -> str:
-    return shown(label, 14)
+def _lines(count: int) -> dict[str, Any]:
+    """The sheet for `count` named lines."""
+    return {"height": 66 + 26 * count, "left": 112, "bottom": 46}
+
+
+def _name_lines(axes: Axes, labels: Sequence[str], metric: str) -> None:
+    unit = METRICS[metric].unit
+    axes.set_yticks(range(len(labels)), [shown(label, 14) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.margins(x=0.08)
+    axes.grid(False, axis="y")
+    _metric_axis(axes, unit, axis="x")
+    axes.set_xlabel(METRICS[metric].label.lower() + {"db": " (dB)", "bits": " (bits)"}.get(unit, ""))
 
 
 def _cut_line(
@@ -264,7 +236,7 @@ def _cut_line(
     cut = (score[kept].min() + score[~kept].max()) / 2
     x = np.array(axes.get_xlim())
     y = axes.get_ylim()
-    axes.plot(x, (cut + w_similarity * x) / w_variance, color=_INK["muted"], lw=1, ls=(0, (3, 3)))
+    axes.plot(x, (cut + w_similarity * x) / w_variance, color=INK["muted"], lw=1, ls=(0, (3, 3)))
     axes.set(xlim=x, ylim=y)
 
 
@@ -345,75 +317,4 @@ def _tick(value: float) -> str:
 def _label(axes: Axes, x: str, y: str) -> None:
     """The x label under the axis, the y label level above it, where it is read first."""
     axes.set_xlabel(x)
-    axes.set_title(y, loc="left", fontsize=TEXT, color=_INK["muted"], pad=7, x=-42 / axes.bbox.width)
-
-
-@contextmanager
-def _picture(
-    small: bool = False, square: bool = False, height: int | None = None, left: int = 50, bottom: int = 48
-) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on; on leaving, the list holds the SVG."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
-    wide = SMALL_WIDTH if small else WIDTH
-    tall = wide if square else height or (SMALL_HEIGHT if small else HEIGHT)
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "toc",
-        "svg.image_inline": True,
-        "text.parse_math": False,
-        "font.size": TEXT,
-        "text.color": _INK["ink"],
-        "axes.edgecolor": _INK["rule"],
-        "axes.labelcolor": _INK["muted"],
-        "axes.labelsize": TEXT,
-        "axes.labelpad": 6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.unicode_minus": True,
-        "grid.color": _INK["rule"],
-        "grid.linewidth": 0.7,
-        "xtick.color": _INK["rule"],
-        "ytick.color": _INK["rule"],
-        "xtick.labelcolor": _INK["muted"],
-        "ytick.labelcolor": _INK["muted"],
-        "xtick.labelsize": TEXT,
-        "ytick.labelsize": TEXT,
-        "xtick.minor.size": 0,
-        "ytick.minor.size": 0,
-    }
-    result: list[str] = []
-    with rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # glyphs that matplotlib's font lacks: the page's font draws them
-        figure = Figure(figsize=(wide / 72, tall / 72), facecolor="none")
-        canvas = FigureCanvasSVG(figure)
-        margin = (2, 2, 2, 2) if square else (left, bottom, 14, 32 if height is None else 8)
-        inner = (wide - margin[0] - margin[2], tall - margin[1] - margin[3])
-        axes = figure.add_axes((margin[0] / wide, margin[1] / tall, inner[0] / wide, inner[1] / tall), facecolor="none")
-        yield axes, result
-        buffer = io.StringIO()
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        result.append(_inline(buffer.getvalue(), wide, tall))
-
-
-_VARIABLE = {colour: f"var(--{name})" for name, colour in _INK.items()}
-
-
-def _inline(svg: str, width: int, height: int) -> str:
-    """The SVG for use inside a page: no prolog, no unused ids, no fixed size, our colours as CSS variables."""
-    svg = svg[svg.index("<svg") :]
-    for part in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->", r"font-family: [^;\"]*; ?"):
-        svg = re.sub(part, "", svg, flags=re.DOTALL)
-    used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
-    svg = re.sub(r"<svg[^>]*>", f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">', svg, count=1)
-    svg = re.sub(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]", lambda match: _VARIABLE.get(match[0], match[0]), svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = svg.replace("xlink:href", "href")
-    return re.sub(r">\s+<", "><", svg).strip()
+    axes.set_title(y, loc="left", fontsize=TEXT, color=INK["muted"], pad=7, x=-42 / axes.bbox.width)
