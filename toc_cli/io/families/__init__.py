@@ -6,7 +6,6 @@ A family is a module with `find(ckpt) -> list[Codebook]` that returns nothing fo
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import replace
 from typing import Protocol, cast, get_args
 
@@ -26,12 +25,14 @@ from toc_cli.io.families import (
     projected,
     pruned,
     rqvae,
+    simvq,
     taming,
     vqp,
     wav2vec2,
     xcodec,
 )
 from toc_cli.io.families.base import Codebook, Metric
+from toc_cli.io.families.copies import join
 from toc_cli.io.families.names import sections
 from toc_cli.io.names import printable
 
@@ -52,13 +53,13 @@ FAMILIES = cast(
         image_vq,
         mimi,
         projected,
-        pruned,
         xcodec,
         wav2vec2,
         encodec,
         faiss,
         kmeans,
         vqp,
+        simvq,
         cmg,
         taming,
         rqvae,
@@ -67,8 +68,6 @@ FAMILIES = cast(
         generic,
     ),
 )
-AVERAGED = re.compile(r"(?:^|[/._])(?:ema|model_ema|ema_model|averaged)(?:$|[/._])|_ema$|^ema_")
-"""A section or prefix that holds a running average of the model."""
 
 
 def detect(
@@ -109,73 +108,22 @@ def _claimed(ckpt: Checkpoint) -> list[Codebook]:
     claimed: set[str] = set()
     for family in FAMILIES:
         for one in family.find(ckpt):
-            keys = {key for level in one.keys for key in level} | {
-                site.key for site in one.sites if site.role == "codes"
-            }
-            if not keys & claimed:
+            if not _tables(one) & claimed:
                 found.append(one)
-                claimed |= keys
-    return _join_copies(ckpt, found)
+                claimed |= _tables(one)
+    return join(ckpt, found)
 
 
-def _join_copies(ckpt: Checkpoint, found: list[Codebook]) -> list[Codebook]:
-    """An average of the model beside the model is one codebook with a copy; the average comes first, as libraries load it."""
-    averages = {}
-    for one in found:
-        for other in found:
-            roots = _roots(one, other)
-            if roots and AVERAGED.search(roots[0].rstrip("/.")) and not AVERAGED.search(roots[1].rstrip("/.")):
-                averages[id(other)] = id(one)
-    joined = []
-    for one in found:
-        if id(one) in averages:
-            continue
-        copies = [_roots(one, other) for other in found if averages.get(id(other)) == id(one)]
-        if copies and all(copies):
-            one = replace(one, root=copies[0][0], copies=tuple(roots[1] for roots in copies if roots))  # type: ignore[index]
-        else:
-            one = _flat_average(ckpt, one)
-        joined.append(one)
-    return joined
-
-
-def _roots(one: Codebook, other: Codebook) -> tuple[str, str] | None:
-    """The two prefixes in which the keys of equal codebooks differ."""
-    if one is other or (one.family, one.num_codes, one.dim, one.heads) != (
-        other.family,
-        other.num_codes,
-        other.dim,
-        other.heads,
-    ):
-        return None
-    a, b = re.split(r"(?<=[/.])", one.keys[0][0]), re.split(r"(?<=[/.])", other.keys[0][0])
-    while a and b and a[-1] == b[-1]:
-        a.pop(), b.pop()
-    first, second = "".join(a), "".join(b)
-    pairs = zip(
-        (key for level in one.keys for key in level), (key for level in other.keys for key in level), strict=True
-    )
-    same = all(x.startswith(first) and x.replace(first, second, 1) == y for x, y in pairs)
-    return (first, second) if same else None
-
-
-def _flat_average(ckpt: Checkpoint, one: Codebook) -> Codebook:
-    """Lightning's LitEma keeps `model_ema.` copies whose names have lost their dots."""
-    info = ckpt.infos[one.keys[0][0]]
-    root = info.key[: len(info.key) - len(info.name)]
-    if f"{root}model_ema.{info.name.replace('.', '')}" in ckpt.infos:
-        return replace(one, root=root, copies=(f"{root}model_ema.",))
-    return one
+def _tables(one: Codebook) -> set[str]:
+    """Every tensor that holds codes of a codebook."""
+    return {key for level in one.keys for key in level} | {site.key for site in one.sites if site.role == "codes"}
 
 
 def _named(ckpt: Checkpoint, key: str, layout: str | None, metric: Metric | None) -> Codebook:
     full = [info.key for info in ckpt.infos.values() if key in (info.key, info.name)]
     if not layout:
         for one in _claimed(ckpt):
-            keys = {name for level in one.keys for name in level} | {
-                site.key for site in one.sites if site.role == "codes"
-            }
-            if key == one.label or keys & set(full):
+            if key == one.label or _tables(one) & set(full):
                 return with_metric(one, metric)
     if not full:
         near = difflib.get_close_matches(key, list(ckpt.infos), n=3, cutoff=0.4)

@@ -17,7 +17,7 @@ from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import moments
 from toc_cli.io.families.base import Codebook, Mode, Site
-from toc_cli.io.families.layers import weight_norm
+from toc_cli.io.families.layers import product, weight_norm
 from toc_cli.io.names import printable
 
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
@@ -83,7 +83,7 @@ class Space:
         pieces = [moved[..., : site.offset]]
         for i, head in enumerate(blocks):
             start = site.offset + i * dim
-            pieces.append(moved[..., start : start + dim] @ self.basis[self.level(site), head])
+            pieces.append(product(moved[..., start : start + dim], self.basis[self.level(site), head]))
         pieces.append(moved[..., site.offset + len(blocks) * dim :])
         return torch.cat(pieces, -1).movedim(-1, site.axis).to(tensor.dtype).contiguous()
 
@@ -94,8 +94,8 @@ def space(codebook: Codebook, kept: torch.Tensor, fill: torch.Tensor, rotation: 
     if rotation is not None:
         basis = rotation.double()
         basis = basis.expand(1, codebook.heads, *basis.shape) if basis.dim() == 2 else basis
-        inside = basis @ (basis.transpose(-1, -2) @ fill.unsqueeze(-1))
-        return Space(basis, fill - inside.squeeze(-1), None)
+        inside = (basis * (basis * fill.unsqueeze(-1)).sum(-2, keepdim=True)).sum(-1)  # P P^T c
+        return Space(basis, fill - inside, None)
     basis = torch.nn.functional.one_hot(kept, codebook.dim).double().transpose(-1, -2)
     return Space(basis, fill * (1 - basis.sum(-1)), kept)
 
@@ -104,28 +104,28 @@ def supported(
     ckpt: Checkpoint, codebook: Codebook, size: int | None = None, *, rotated: bool = False
 ) -> dict[Mode, str]:
     """Which modes a codebook offers: "" where it does, else the reason; `size` = D' also checks what that size rules out."""
-    reasons: dict[Mode, str] = {"codebook": ""}
-    roles = {site.role for site in codebook.sites}
-    for mode in MODES[1:]:
-        reason = codebook.refusals.get(mode) or (ckpt.read_only or "").rstrip(".")
-        if not reason and mode == "masked" and not roles & {"codes", "sums"}:
-            reason = "no stored table of this codebook can be edited in place"
-        if not reason and mode == "consumer" and "consumer" not in roles:
-            reason = "the layer that reads the quantised vector is not in this file, or not known"
-        if (
-            not reason
-            and mode == "sliced"
-            and not (roles & {"producer", "consumer"} or codebook.additions or codebook.load_hint)
-        ):
-            reason = "the layers around the codebook are not in this file, or not known"
-        if not reason and rotated and (mode != "sliced" or "scale" in roles):
-            reason = "a rotation mixes the dimensions, and this form can only drop them"
-        if not reason and mode == "sliced":
-            reason = _optimizer_refusal(ckpt, codebook, rotated)
-        if not reason and size is not None and codebook.kept_refusal:
-            reason = codebook.kept_refusal(mode, size)
-        reasons[mode] = reason
+    reasons = {mode: _refusal(ckpt, codebook, mode, rotated) for mode in MODES}
+    if size is not None and codebook.kept_refusal:
+        reasons = {mode: reason or codebook.kept_refusal(mode, size) for mode, reason in reasons.items()}
     return reasons
+
+
+def _refusal(ckpt: Checkpoint, codebook: Codebook, mode: Mode, rotated: bool) -> str:
+    roles = {site.role for site in codebook.sites}
+    if mode == "codebook":
+        return ""
+    if mode in codebook.refusals or ckpt.read_only:
+        return codebook.refusals.get(mode) or (ckpt.read_only or "").rstrip(".")
+    if mode == "masked" and not roles & {"codes", "sums"}:
+        return "no stored table of this codebook can be edited in place"
+    if mode == "consumer" and "consumer" not in roles:
+        return "the layer that reads the quantised vector is not in this file, or not known"
+    known = roles & {"producer", "consumer"} or codebook.additions or codebook.load_hint
+    if mode == "sliced" and not known:
+        return "the layers around the codebook are not in this file, or not known"
+    if rotated and (mode != "sliced" or "scale" in roles):
+        return "a rotation mixes the dimensions, and this form can only drop them"
+    return _optimizer_refusal(ckpt, codebook, rotated) if mode == "sliced" else ""
 
 
 def edits(
@@ -266,7 +266,7 @@ class _Edit:
                 f"The constant of the dropped dimensions does not fold into {printable(site.key)} exactly.",
                 "Use --fill zero.",
             )
-        moved = torch.tensordot(self.weight(site), constant, dims=([site.axis], [0]))
+        moved = product(self.weight(site).movedim(site.axis, -1), constant[:, None])
         bias = self.get(site.bias)
         self.tensors[site.bias] = (bias.double() + moved.reshape(bias.shape[0], -1).sum(1)).to(bias.dtype)
 

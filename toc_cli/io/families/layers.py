@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -55,6 +56,13 @@ def weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tenso
     """w = g v / |v| (Salimans and Kingma 2016, eq. 2), |v| over the axes where g has length one."""
     axes = [axis for axis, n in enumerate(magnitude.shape) if n == 1]
     return magnitude * direction / torch.linalg.vector_norm(direction, dim=axes, keepdim=True)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a (…, J) times b (J, I) in float64, the same bits whatever the thread count: plain sums, no BLAS."""
+    rows = a.double().reshape(-1, a.shape[-1]).numpy()
+    found = np.einsum("ij,kj->ik", rows, b.double().T.contiguous().numpy(), optimize=False)
+    return torch.from_numpy(found).reshape(*a.shape[:-1], b.shape[-1])
 
 
 def producer(part: Section, layer: str, **where: Any) -> Site:

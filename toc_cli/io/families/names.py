@@ -67,14 +67,13 @@ def sections(ckpt: Checkpoint) -> list[Section]:
 
 def code_axis(section: Section, name: str) -> tuple[int, int] | None:
     """(axis, K) of a table by the per-code buffer beside it; K is one less than the axis where the table has a padding row."""
-    parent, _, leaf = name.rpartition(".")
-    shape = section.shape(name)
+    beside, shape = name[: name.rfind(".") + 1], section.shape(name)
     for suffix in PER_CODE:
-        for buffer in (f"{parent}.{suffix}".lstrip("."), f"{name.removesuffix(leaf)}{suffix}"):
-            if buffer in section and section.shape(buffer):
-                codes = section.shape(buffer)[-1]
-                for length in (codes, codes + 1):
-                    axes = [axis for axis, n in enumerate(shape) if n == length]
-                    if axes:
-                        return axes[-2] if len(axes) > 1 else axes[0], codes
+        if beside + suffix not in section or not section.shape(beside + suffix):
+            continue
+        codes = section.shape(beside + suffix)[-1]
+        for length in (codes, codes + 1):
+            axes = [axis for axis, n in enumerate(shape) if n == length]
+            if axes:
+                return axes[-2] if len(axes) > 1 else axes[0], codes
     return None

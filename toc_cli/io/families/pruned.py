@@ -15,6 +15,7 @@ import torch
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Codebook, Mode, Parts
+from toc_cli.io.families.layers import product
 from toc_cli.io.names import printable
 
 ALONE = "an artefact holds the pruned codebook alone, without a model around it"
@@ -127,8 +128,8 @@ def _parts(book: _Book, normed: bool) -> Parts:
 
 
 def _through(block: torch.Tensor, before: Affine) -> Affine:
-    bias = None if before.bias is None else block @ before.bias.double()
-    return Affine(block @ before.weight.double(), bias)
+    bias = None if before.bias is None else product(block, before.bias[:, None]).squeeze(1)
+    return Affine(product(block, before.weight), bias)
 
 
 def _own_projections(book: _Book, basis: torch.Tensor, level: int) -> tuple[Affine, Affine]:
@@ -139,7 +140,6 @@ def _own_projections(book: _Book, basis: torch.Tensor, level: int) -> tuple[Affi
         raise InputError(f"{printable(book.ckpt.path.name)} lacks the projections of level {level}.")
     own = basis[min(level, len(basis) - 1), 0]
     constant = fill if fill.dim() == 1 else fill[level, 0]
-    off = constant - own @ (own.T @ constant)
-    weight = out.weight.double()
-    bias = weight @ off + (0 if out.bias is None else out.bias.double())
-    return _through(own.T, into), Affine(weight @ own, bias)
+    off = constant - product(own, product(own.T, constant[:, None])).squeeze(1)
+    bias = product(out.weight, off[:, None]).squeeze(1) + (0 if out.bias is None else out.bias)
+    return _through(own.T, into), Affine(product(out.weight, own), bias)

@@ -1,4 +1,4 @@
-"""Checkpoints of vector-quantize-pytorch: VectorQuantize and what is built from it, SimVQ, RandomProjectionQuantizer.
+"""Checkpoints of vector-quantize-pytorch: VectorQuantize and what is built from it (SimVQ has its own file).
 
 Legend: L levels, H heads (groups of a GroupedResidualVQ count as heads), K codes, D dimensions, W outer width.
 Read from the source of version 1.32.0; older releases store [K, D] tables without the leading axis.
@@ -35,7 +35,6 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
             root, group, level = _place(match[1])
             modules.setdefault(root, {})[level, group] = match[1]
         found += [_quantiser(ckpt, Module(section, root, books)) for root, books in modules.items()]
-        found += _sim_vq(section)
     return found
 
 
@@ -343,52 +342,3 @@ def _constructor(module: Module, size: int) -> str:
     if module.groups > 1:
         return f"GroupedResidualVQ(dim={module.width}, groups={module.groups}, codebook_dim={size}, …)"
     return f"ResidualVQ(dim={module.width}, codebook_dim={size}, …)"
-
-
-def _sim_vq(section: Section) -> list[Codebook]:
-    """SimVQ and ResidualSimVQ: the codes are a product, frozen_codebook (K, F) @ code_transform.weight (D, F)^T."""
-    stacks: dict[str, list[str]] = {}
-    for match in section.matches(r"((?:.*\.)?)frozen_codebook"):
-        if f"{match[1]}code_transform.weight" in section:
-            layer = re.fullmatch(r"((?:.*\.)?)layers\.\d+\.", match[1])
-            stacks.setdefault(layer[1] if layer else match[1], []).append(match[1])
-    return [_sim_codebook(section, root, prefixes) for root, prefixes in stacks.items()]
-
-
-def _sim_codebook(section: Section, root: str, prefixes: list[str]) -> Codebook:
-    weights = [f"{prefix}code_transform.weight" for prefix in prefixes]
-    tables = [f"{prefix}frozen_codebook" for prefix in prefixes]
-    dim, frozen = section.shape(weights[0])
-    alone = all(name.startswith(tuple(prefixes)) for name in section)
-    around = "the module must then read and give fewer dimensions, and the layers around it are not known"
-    refusals: dict[Mode, str] = {"consumer": NO_CONSUMER} if alone else {"consumer": NO_CONSUMER, "sliced": around}
-
-    def parts(ckpt: Checkpoint) -> Parts:
-        made = []
-        for prefix, weight, table in zip(prefixes, weights, tables, strict=True):
-            codes = ckpt.get(section.key(table)) @ ckpt.get(section.key(weight)).T
-            bias = section.optional(f"{prefix}code_transform.bias")
-            made.append((codes + ckpt.get(bias) if bias else codes).unsqueeze(0))
-        return Parts(tuple(made))
-
-    biases = [f"{prefix}code_transform.bias" for prefix in prefixes]
-    sites = [Site(section.key(weight), 0, "codes", level) for level, weight in enumerate(weights)]
-    sites += [Site(section.key(bias), 0, "codes", level) for level, bias in enumerate(biases) if bias in section]
-    return Codebook(
-        family=f"{FAMILY} SimVQ",
-        keys=tuple((section.key(table),) for table in tables),
-        num_codes=tuple(section.shape(table)[0] for table in tables),
-        dim=dim,
-        heads=1,
-        metric="euclidean",
-        dtype=section.infos[weights[0]].dtype,
-        parts=parts,
-        residual=tables[0] != f"{root}frozen_codebook",
-        sites=tuple(sites),
-        refusals=refusals,
-        load_hint=lambda size: f"SimVQ(dim={size}, frozen_codebook_dim={frozen}, …), fed with the kept dimensions",
-        zero_fill=True,
-        warnings=(
-            "the codes are the product of frozen_codebook and code_transform: the product is scored, code_transform is cut",
-        ),
-    )

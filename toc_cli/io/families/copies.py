@@ -1,0 +1,62 @@
+"""Running averages of a model beside the model: one codebook, found twice, edited alike."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.base import Codebook
+
+AVERAGED = re.compile(r"(?:^|[/._])(?:ema|model_ema|ema_model|averaged)(?:$|[/._])|_ema$|^ema_")
+"""A section or prefix that holds a running average of the model."""
+
+
+def join(ckpt: Checkpoint, found: list[Codebook]) -> list[Codebook]:
+    """Codebooks whose keys differ by the prefix of an average alone become one with a copy: the average, as libraries load it."""
+    originals: set[int] = set()
+    copies: dict[int, list[tuple[str, str]]] = {}  # place of an average -> (its prefix, that of an original)
+    for place, one in enumerate(found):
+        for other_place, other in enumerate(found):
+            prefixes = _prefixes(one, other) if place != other_place else None
+            if prefixes and _averaged(prefixes[0]) and not _averaged(prefixes[1]):
+                originals.add(other_place)
+                copies.setdefault(place, []).append(prefixes)
+    joined = []
+    for place, one in enumerate(found):
+        if place in copies:
+            roots = copies[place]
+            joined.append(replace(one, root=roots[0][0], copies=tuple(own for _, own in roots)))
+        elif place not in originals:
+            joined.append(_without_dots(ckpt, one))
+    return joined
+
+
+def _averaged(prefix: str) -> bool:
+    return bool(AVERAGED.search(prefix.rstrip("/.")))
+
+
+def _prefixes(one: Codebook, other: Codebook) -> tuple[str, str] | None:
+    """The two prefixes in which the keys of codebooks of one form differ; None where they differ otherwise."""
+    if _form(one) != _form(other):
+        return None
+    a, b = (re.split(r"(?<=[/.])", book.keys[0][0]) for book in (one, other))
+    while a and b and a[-1] == b[-1]:
+        a.pop()
+        b.pop()
+    first, second = "".join(a), "".join(b)
+    moved = tuple(tuple(second + key.removeprefix(first) for key in level) for level in one.keys)
+    return (first, second) if moved == other.keys else None
+
+
+def _form(book: Codebook) -> tuple[object, ...]:
+    return book.family, book.num_codes, book.dim, book.heads
+
+
+def _without_dots(ckpt: Checkpoint, one: Codebook) -> Codebook:
+    """Lightning's LitEma keeps `model_ema.` copies whose names have lost their dots."""
+    info = ckpt.infos[one.keys[0][0]]
+    root = info.key[: len(info.key) - len(info.name)]
+    if f"{root}model_ema.{info.name.replace('.', '')}" in ckpt.infos:
+        return replace(one, root=root, copies=(f"{root}model_ema.",))
+    return one
