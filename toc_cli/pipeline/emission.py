@@ -42,12 +42,20 @@ def refuse_impossible(ckpt: Checkpoint, chosen: Chosen, modes: Sequence[Mode]) -
             if choice.rotation is not None and mode in ("masked", "consumer"):
                 raise UsageError(f"--emit {mode} does not go with --criterion {choice.ranking.criterion}: a rotation mixes dimensions.",
                                  "Use --emit codebook or sliced.")  # fmt: skip
-    cut = {source.book.together: choice.count for source, choice in chosen if source.book.together}
-    for source, choice in chosen:
-        if "sliced" in modes and source.book.together and cut[source.book.together] != choice.count:
+    if "sliced" in modes:
+        _refuse_half_cuts(ckpt, chosen)
+
+
+def _refuse_half_cuts(ckpt: Checkpoint, chosen: Chosen) -> None:
+    """UsageError where codebooks that share one size in the config would be cut to several, or only some of them cut."""
+    words = {source.book.together for source, _ in chosen if source.book.together}
+    members = [book.together for book in detect(ckpt)] if words else []
+    for word in words:
+        counts = [choice.count for source, choice in chosen if source.book.together == word]
+        if len(set(counts)) > 1 or len(counts) < members.count(word):
             raise UsageError(
-                f"--emit sliced cuts all codebooks of {source.book.together} to one size.",
-                "Use the same --keep for all.",
+                f"--emit sliced cuts all codebooks of {printable(word)} to one size.",
+                "Leave --codebook out, and use one --keep.",
             )
 
 
