@@ -44,12 +44,18 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, WIDTH, 4, 2, 1), nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 1)
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, WIDTH, 4, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(WIDTH, WIDTH, 1),
         )
         self.quant_conv = nn.Conv2d(WIDTH, DIM, 1)
         self.quantize = Quantize()
         self.post_quant_conv = nn.Conv2d(DIM, WIDTH, 1)
-        self.decoder = nn.Sequential(nn.SiLU(), nn.ConvTranspose2d(WIDTH, 32, 4, 2, 1), nn.SiLU(), nn.Conv2d(32, 1, 3, padding=1))
+        self.decoder = nn.Sequential(
+            nn.SiLU(), nn.ConvTranspose2d(WIDTH, 32, 4, 2, 1), nn.SiLU(), nn.Conv2d(32, 1, 3, padding=1)
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         q, loss = self.quantize(self.quant_conv(self.encoder(images)))
@@ -84,7 +90,9 @@ def main(folder: Path) -> None:
     with h5py.File(folder / "digits_features.h5", "w", track_order=True) as file:
         half = features.numpy().astype(np.float16)
         for name, rows in (("upper", half[:, :8]), ("lower", half[:, 8:])):
-            file.create_dataset(name, data=rows, chunks=(60, 8, WIDTH), compression="gzip", shuffle=True, track_times=False)
+            file.create_dataset(
+                name, data=rows, chunks=(60, 8, WIDTH), compression="gzip", shuffle=True, track_times=False
+            )
         file.create_dataset("label", data=digits.target[:HELD_OUT].astype(np.int64), track_times=False)
 
 

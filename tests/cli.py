@@ -40,13 +40,17 @@ def inside(folder: Path | None) -> Iterator[None]:
 def toc(*arguments: object, cwd: Path | None = None) -> Done:
     """Exit code, stdout and stderr of `toc ARGUMENTS`."""
     out, err = io.StringIO(), io.StringIO()
-    with inside(cwd), mock.patch.object(sys, "argv", ["toc", *map(str, arguments)]):
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-                code = 0
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else 0
+    redirected = contextlib.ExitStack()
+    redirected.enter_context(inside(cwd))
+    redirected.enter_context(mock.patch.object(sys, "argv", ["toc", *map(str, arguments)]))
+    redirected.enter_context(contextlib.redirect_stdout(out))
+    redirected.enter_context(contextlib.redirect_stderr(err))
+    with redirected:
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
     return Done(code, out.getvalue(), err.getvalue())
 
 

@@ -37,7 +37,9 @@ def test_every_command_has_help_with_its_own_example(command: str) -> None:
 
 
 def test_readme_names_every_option_of_optimize() -> None:
-    missing = {option for option in options("optimize") - COMMON if f"`{option}" not in README and f"{option} " not in README}
+    missing = {
+        option for option in options("optimize") - COMMON if f"`{option}" not in README and f"{option} " not in README
+    }
     assert not missing, f"README does not name {sorted(missing)}"
 
 
@@ -81,6 +83,8 @@ def test_the_top_level_holds_what_the_project_fixed() -> None:
         pytest.skip("not a git checkout")
     import subprocess
 
-    listed = subprocess.run(["git", "ls-tree", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-tree", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     allowed = {"toc_cli", "tests", "examples", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
     assert {name for name in listed.stdout.split() if not name.startswith(".")} <= allowed

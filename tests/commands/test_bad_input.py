@@ -159,7 +159,18 @@ def test_disk_full_while_writing_leaves_nothing(here: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "from toc_cli.commands import main\nmain()\n"
     )
-    command = [sys.executable, "-c", code, "optimize", "model.safetensors", "--features", "feats.h5", "--emit", "masked", "-q"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "optimize",
+        "model.safetensors",
+        "--features",
+        "feats.h5",
+        "--emit",
+        "masked",
+        "-q",
+    ]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
@@ -180,7 +191,17 @@ def wait_until_reading(pid: int, name: str) -> None:
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at the open files of a process in /proc")
 def test_ctrl_c_leaves_nothing(here: Path) -> None:
     make_features(here / "feats.h5", rows=400_000)
-    command = [sys.executable, "-m", "toc_cli", "optimize", "model.safetensors", "--features", "feats.h5", "--eval-rows", "all"]
+    command = [
+        sys.executable,
+        "-m",
+        "toc_cli",
+        "optimize",
+        "model.safetensors",
+        "--features",
+        "feats.h5",
+        "--eval-rows",
+        "all",
+    ]
     process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until_reading(process.pid, "feats.h5")
     process.send_signal(signal.SIGINT)

@@ -43,8 +43,21 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 def run(folder: Path, *more: str, **environment: str) -> None:
-    command = [sys.executable, "-m", "toc_cli", "optimize", "model.safetensors", "--features", "feats.h5", "-q", "--force", *more]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "toc_cli",
+        "optimize",
+        "model.safetensors",
+        "--features",
+        "feats.h5",
+        "-q",
+        "--force",
+        *more,
+    ]
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -116,7 +129,8 @@ def test_ranks_and_chunks_give_the_bytes_of_one_process(tmp_path: Path, criterio
 
 
 @pytest.mark.parametrize(
-    "criterion", ["toc", "toc-live", "usage-toc", "features", "variance", "similarity", "random", "xmodal", "pca", "xcov"]
+    "criterion",
+    ["toc", "toc-live", "usage-toc", "features", "variance", "similarity", "random", "xmodal", "pca", "xcov"],
 )
 def test_every_criterion_prunes_the_demo(tmp_path: Path, criterion: str) -> None:
     plan = plan_optimization(CHECKPOINT, FEATURES, Options(criterion=criterion, keep="8"))
@@ -148,7 +162,10 @@ def test_the_sweep_meets_the_single_runs() -> None:
     sweep = plan.metrics[0]["sweep"]
     assert sweep["kept_dims"] == [8, 16, 24, 32]
     assert sweep["criteria"]["toc"]["token_agreement"][1] == plan.metrics[0]["after"]["token_agreement"]
-    assert sweep["criteria"]["variance"]["excess_distortion"][1] == plan.metrics[0]["baselines"]["variance"]["excess_distortion"]
+    assert (
+        sweep["criteria"]["variance"]["excess_distortion"][1]
+        == plan.metrics[0]["baselines"]["variance"]["excess_distortion"]
+    )
     assert sweep["criteria"]["pca"]["excess_distortion"][3] == 0
 
 

@@ -12,11 +12,15 @@ EXAMPLE = "toc bench criterion"
 
 
 def bench(
-    what: Annotated[str, typer.Argument(metavar="[criterion|optimize|assign|train]", help="What to measure.")] = "assign",
+    what: Annotated[
+        str, typer.Argument(metavar="[criterion|optimize|assign|train]", help="What to measure.")
+    ] = "assign",
     device: flags.Device = "auto",
     rows: Annotated[int, typer.Option(help="optimize: feature rows.")] = 1_000_000,
     repeats: Annotated[int, typer.Option(help="Interleaved repetitions; the median counts.")] = 3,
-    verify: Annotated[bool, typer.Option("--verify", help="assign: count mismatches against float64 on adversarial data.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="assign: count mismatches against float64 on adversarial data.")
+    ] = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:

@@ -26,7 +26,8 @@ ChannelAxis = Annotated[
     int | None, typer.Option(help="Axis of the feature dimensions: 1 for (N, C, H, W). Default: the last.")
 ]
 Space = Annotated[
-    str, typer.Option(help="auto, or codebook: the features are already past the checkpoint's projection.")
+    Literal["auto", "codebook"],
+    typer.Option(help="auto, or codebook: the features are already past the checkpoint's projection."),
 ]
 MaxMemory = Annotated[str, typer.Option(metavar="SIZE", help="Bytes for blocks of features.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where the nearest codes are searched.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,14 +24,17 @@ def optimize(
     weights: Annotated[
         str, typer.Option(metavar="SIM,VAR", help="Weights of the similarity and the variance.")
     ] = "0.7,0.3",
-    normalize: Annotated[str, typer.Option(help="none, or l2: score unit-length codes.")] = "none",
+    normalize: Annotated[Literal["none", "l2"], typer.Option(help="none, or l2: score unit-length codes.")] = "none",
     ratio: Annotated[
         str | None, typer.Option(metavar="MAX:MIN", help="Take part of D' from the lowest scores.")
     ] = None,
     emit: Annotated[
-        list[str] | None, typer.Option(help="codebook, masked, sliced or consumer; repeatable. Default: codebook.")
+        list[str] | None,
+        typer.Option(help="codebook, masked, sliced or consumer; repeatable. Default: codebook."),
     ] = None,
-    fill: Annotated[str | None, typer.Option(help="Constant of the dropped dimensions: mean or zero.")] = None,
+    fill: Annotated[
+        Literal["mean", "zero"] | None, typer.Option(help="Constant of the dropped dimensions: mean or zero.")
+    ] = None,
     max_distortion: Annotated[
         float | None, typer.Option(help="For --keep auto: bound of the excess distortion.")
     ] = None,
@@ -70,13 +73,13 @@ def optimize(
     from toc_cli.commands.output import Output
     from toc_cli.commands.tables import plan_parts
     from toc_cli.pipeline import Options, Outputs, plan_optimization
-    from toc_cli.pipeline.options import parse_bytes, parse_rows, parse_weights
+    from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
 
     options = Options(
         keep=keep, criterion=criterion, weights=parse_weights(weights), normalize=normalize, ratio=ratio,
         codebook=codebook, layout=layout, metric=metric, modalities=tuple(modality or ()), channel_axis=channel_axis,
         space=space, max_memory=parse_bytes(max_memory), eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep,
-        max_distortion=max_distortion, min_agreement=min_agreement, emit=tuple(dict.fromkeys(emit or ["codebook"])),
+        max_distortion=max_distortion, min_agreement=min_agreement, emit=parse_modes(emit),
         device=device, seed=seed,
     )  # fmt: skip
     sink = Output(as_json, quiet)

@@ -34,11 +34,18 @@ def _block(book: dict[str, Any]) -> Table:
     table.add_row("size", _size(book))
     table.add_row("lookup", f"{book['metric']}, {book['dtype']}" + (", residual" if book["residual"] else ""))
     if "effective_rank" in book:
-        table.add_row("numbers", f"effective rank {_number(book['effective_rank'])}, mean code cosine {_number(book['mean_cosine'])}")
+        table.add_row(
+            "numbers",
+            f"effective rank {_number(book['effective_rank'])}, mean code cosine {_number(book['mean_cosine'])}",
+        )
     if book["projection"]:
         past = "" if book["projection"]["per_level"] else f" or, past it, {book['heads'] * book['dim']}"
         table.add_row("projection", f"features of width {book['projection']['width']}{past}")
-    for title, keys in (("EMA twins", book["ema_twins"]), ("neighbours", book["neighbours"]), ("copies", book["copies"])):
+    for title, keys in (
+        ("EMA twins", book["ema_twins"]),
+        ("neighbours", book["neighbours"]),
+        ("copies", book["copies"]),
+    ):
         if keys:
             table.add_row(title, name(_listed(keys), limit=400))
     table.add_row("--emit", _modes(book["emit"]))
@@ -103,7 +110,9 @@ def tokens_table(done: dict[str, Any]) -> Table:
 
 def bench_tables(found: dict[str, Any]) -> list[Table]:
     """One table: a row per measured shape, a column per figure; seconds and bytes in readable units."""
-    table = Table(title=Text(f"toc bench {found['bench']}"), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=Text(f"toc bench {found['bench']}"), title_justify="left", header_style="bold", box=None, pad_edge=False
+    )
     columns = list(dict.fromkeys(field for row in found["rows"] for field in row))
     for column in columns:
         table.add_column(Text(column.replace("_", " ")), justify="right")

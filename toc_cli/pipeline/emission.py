@@ -146,7 +146,13 @@ def _in_kept_space(choice: Choice, x: torch.Tensor) -> torch.Tensor:
 
 
 def verify_in_library(
-    target: Path, mode: Mode, id: int, source: Source, choice: Choice, sample: tuple[Fit, torch.Tensor], options: Options
+    target: Path,
+    mode: Mode,
+    id: int,
+    source: Source,
+    choice: Choice,
+    sample: tuple[Fit, torch.Tensor],
+    options: Options,
 ) -> None:
     """Load a written checkpoint in its own library and run it; its tokens must be those of the pruned codebook.
 
@@ -162,4 +168,6 @@ def verify_in_library(
     done = run(target, book, given, inner=not fit.projected and source.full.project_in is not None)
     differ = int((done.tokens != wanted.tokens(x)).flatten(1).any(1).sum())
     if differ > LIBRARY_TOLERANCE * len(x):
-        raise OutputError(f"{target.name} in {done.library}: {differ} of {len(x)} rows get other tokens.", "Please report this.")
+        raise OutputError(
+            f"{target.name} in {done.library}: {differ} of {len(x)} rows get other tokens.", "Please report this."
+        )

@@ -155,7 +155,8 @@ def _directions(
     rows = {}
     for fit in fits:
         run = runs[fit.dataset.name]
-        assert run.positions is not None and run.block_of_row is not None
+        assert run.positions is not None
+        assert run.block_of_row is not None
         rows[fit.dataset.name] = (
             form_for(form, fit),
             run.tokens[name],

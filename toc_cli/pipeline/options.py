@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -62,8 +62,6 @@ class Options:
             one_of("--metric", self.metric, METRICS)
         if self.fill is not None:
             one_of("--fill", self.fill, ("mean", "zero"))
-        for mode in self.emit:
-            one_of("--emit", mode, MODES)
         if self.keep == "auto" and self.max_distortion is None and self.min_agreement is None:
             raise UsageError("--keep auto needs a bound.", "Give --max-distortion, --min-agreement or both.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
@@ -83,6 +81,13 @@ def one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
     """UsageError that lists what is known, if `value` is not among it."""
     if value not in known:
         raise UsageError(f"{flag} {value!r} is unknown.", f"Use one of: {', '.join(known)}.")
+
+
+def parse_modes(names: Sequence[str] | None) -> tuple[Mode, ...]:
+    """The emit modes of repeated `--emit`, each once; `codebook` without any. UsageError for an unknown one."""
+    for name in names or ():
+        one_of("--emit", name, MODES)
+    return tuple(mode for mode in MODES if mode in names) if names else ("codebook",)
 
 
 def parse_weights(text: str) -> tuple[float, float]:

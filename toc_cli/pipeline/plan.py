@@ -75,7 +75,9 @@ class Plan:
         if self.checkpoint.config is not None:
             return []
         return [
-            source.book.load_hint(choice.count) for source, _, choice in self.chosen if source.book.load_hint is not None
+            source.book.load_hint(choice.count)
+            for source, _, choice in self.chosen
+            if source.book.load_hint is not None
         ]
 
     def size(self, mode: Mode) -> int:
@@ -129,7 +131,9 @@ class Plan:
         """Load every written checkpoint in its own library, run it, and hold its tokens against the pruned codebook's."""
         for mode in outputs.checkpoints:
             for id, (source, census, choice) in enumerate(self.chosen):
-                verify_in_library(outputs.of(mode), mode, id, source, choice, _sample(self.features, census), self.options)
+                verify_in_library(
+                    outputs.of(mode), mode, id, source, choice, _sample(self.features, census), self.options
+                )
 
 
 def _output(mode: str, file: Path, target: Path) -> dict[str, Any]:

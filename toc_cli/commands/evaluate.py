@@ -1,0 +1,141 @@
+"""`toc evaluate`: cross-modal classification, localisation, transfer, retrieval and generation, with and without TOC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toc_cli.commands import flags
+
+if TYPE_CHECKING:
+    from toc_cli.ops.quantiser import Quantiser
+
+EXAMPLE = "toc evaluate run avdigits.h5 --keep 0.25,0.5 -o run/evaluation.toc.json"
+
+
+def evaluate(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of toc train-fcid; or an artefact or checkpoint, with features."),
+    ],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="HDF5 of paired features, one group per split, labels.")],
+    keep: Annotated[str, typer.Option(help="Shares or counts of dimensions, 0.25,0.5; none: all dimensions only.")] = (
+        "0.25,0.5"
+    ),
+    criterion: Annotated[str, typer.Option(help="Criteria of toc optimize, toc,xcov; random and worst come along.")] = (
+        "toc,xcov"
+    ),
+    weights: Annotated[
+        str, typer.Option(metavar="SIM,VAR", help="Weights of the similarity and the variance.")
+    ] = "0.7,0.3",
+    artefact: Annotated[
+        list[Path] | None, typer.Option(metavar="X.toc.safetensors", help="Also test this pruned codebook; repeatable.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL[=TRAIN:VAL:TEST]", help="Default: all labels with train and test splits; repeatable."
+        ),
+    ] = None,
+    transfer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPLIT|FILE[=SPLIT]", help="Test the probes there too; repeatable."),
+    ] = None,
+    modality: flags.Modality = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="classification, localisation, transfer, retrieval, generation; repeatable. Default: all."),
+    ] = None,
+    scoring_split: Annotated[
+        str | None,
+        typer.Option(metavar="SPLIT", help="Unlabelled clips for scores. Default: the run's training split."),
+    ] = None,
+    retrieval_split: Annotated[
+        list[str] | None, typer.Option(metavar="SPLIT", help="Where to search. Default: the test splits; repeatable.")
+    ] = None,
+    relevance: Annotated[str, typer.Option(help="What counts as found: clip, caption, or auto.")] = "auto",
+    seeds: Annotated[int, typer.Option(help="Probes per figure, each with its own seed.")] = 3,
+    probe_epochs: Annotated[int, typer.Option(help="Passes of a probe over its training clips.")] = 40,
+    save_features: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.h5", help="Write the run's features for toc optimize --features, and evaluate nothing."
+        ),
+    ] = None,
+    level: Annotated[str, typer.Option(help="--save-features: those of the fine or the coarse codebook.")] = "fine",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="NAME.toc.json", help="Record for toc report.")
+    ] = None,
+    device: flags.Device = "auto",
+    seed: flags.Seed = 0,
+    force: flags.Force = False,
+    as_json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Test what codes carry across modalities: learn on one, test on the other, before and after TOC.
+
+    Every figure has its interval over test clips, its paired difference to all dimensions, and next to each criterion
+    random and worst selections of the same size.
+    """
+    from toc_cli.commands.output import Output
+    from toc_cli.fcid.evaluation import EvaluateOptions
+    from toc_cli.fcid.evaluation import evaluate as evaluated
+    from toc_cli.fcid.evaluation.export import save_features as save
+    from toc_cli.fcid.evaluation.options import PARTS
+    from toc_cli.io.artefact import write_record
+    from toc_cli.io.atomic import check_target
+    from toc_cli.pipeline.options import parse_weights
+    from toc_cli.report.evaluation import render
+
+    sink = Output(as_json, quiet)
+    if save_features is not None:
+        shapes = save(run, data, save_features, level=level, split=scoring_split, device=device, force=force)
+        sink.result({"output": str(save_features), "shapes": {name: list(shape) for name, shape in shapes.items()}})
+        sink.say(f"Written: {save_features}")
+        return
+    options = EvaluateOptions(
+        keep=() if keep == "none" else listed(keep), criteria=listed(criterion), weights=parse_weights(weights),
+        tasks=tuple(task or ()), transfer=tuple(transfer or ()), modalities=tuple(modality or ()),
+        parts=tuple(part or PARTS), scoring_split=scoring_split, retrieval_splits=tuple(retrieval_split or ()),
+        relevance=relevance, probe_seeds=seeds, probe_epochs=probe_epochs, seed=seed, device=device,
+    )  # fmt: skip
+    if output is not None:
+        check_target(output, force=force, inputs=[data])
+    pruned = {path.name: pruned_books(path) for path in artefact or ()}
+    found = evaluated(run, data, options, codebook=lone_codebook(run), artefacts=pruned, progress=sink.progress)
+    for warning in found["warnings"]:
+        sink.warn(warning["text"])
+    if output is not None:
+        write_record(output, found)
+    sink.result(found, *render(found))
+    if output is not None:
+        sink.say(f"Written: {output}")
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """`a,b` as its parts."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def lone_codebook(path: Path) -> tuple[str, Quantiser] | None:
+    """Key and quantiser of the first codebook of an artefact or a checkpoint; None for a run of toc train-fcid."""
+    from toc_cli.fcid.evaluation.sources import is_run
+    from toc_cli.io.checkpoint import open_checkpoint
+    from toc_cli.io.families import detect
+    from toc_cli.pipeline.quantize import read_quantiser
+
+    if is_run(path):
+        return None
+    book = detect(open_checkpoint(path))[0]
+    return book.keys[0][0], read_quantiser(path, 0)
+
+
+def pruned_books(path: Path) -> dict[str, Quantiser]:
+    """The codebooks of an artefact by the key of the tensor they were cut from."""
+    from toc_cli.io.artefact import read_artefact
+    from toc_cli.pipeline.artefacts import quantiser_of
+
+    artefact = read_artefact(path)
+    return {book["keys"][0][0]: quantiser_of(artefact, id) for id, book in enumerate(artefact.codebooks)}
