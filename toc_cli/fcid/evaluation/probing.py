@@ -1,0 +1,221 @@
+"""Classification, localisation and transfer: a probe learns one modality's codes and is tested on the others'.
+
+Every choice (epoch, thresholds) is made on validation clips of the modality that was learned; test clips are read once.
+
+Legend: N clips, T seconds, C classes, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toc_cli.fcid.data import Split
+from toc_cli.fcid.evaluation.figures import Figure, Mean, Ratio, macro_f1, share, summary
+from toc_cli.fcid.evaluation.forms import FULL, Form, Variant
+from toc_cli.fcid.evaluation.reader import Reader
+from toc_cli.fcid.evaluation.sources import shared_levels
+from toc_cli.fcid.evaluation.tasks import Task, Trial, held_out
+from toc_cli.fcid.probes import (
+    Labelled,
+    Probe,
+    ProbeConfig,
+    fit_clip_probe,
+    fit_second_probe,
+    predict_clips,
+    predict_seconds,
+)
+
+Levels = tuple[str, ...]
+Target = tuple[Trial, str]
+"""Where a probe is tested: the trial's test split, and the modality."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One modality's codes to learn, and the targets that read the same levels."""
+
+    trial: Trial
+    modality: str
+    levels: Levels
+    targets: tuple[Target, ...]
+
+
+def courses(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) -> list[Course]:
+    """Every probe to train: trials that share training and validation share their probes."""
+    targets: dict[tuple[str, int, str, Levels], list[Target]] = defaultdict(list)
+    first: dict[tuple[str, int], Trial] = {}
+    for trial in trials:
+        key = (trial.task.name, id(trial.train))
+        first.setdefault(key, trial)
+        for a in modalities:
+            for b in modalities:
+                levels = shared_levels(reader.source, a, b, "probed")
+                learnt = bool(levels) and fits(reader, trial.task, trial.train, a, levels)
+                if learnt and fits(reader, trial.task, trial.test, b, levels):
+                    targets[key + (a, levels)].append((trial, b))  # noqa: RUF005
+    return [
+        Course(first[name, train], modality, levels, tuple(own))
+        for (name, train, modality, levels), own in targets.items()
+    ]
+
+
+def fits(reader: Reader, task: Task, split: Split, modality: str, levels: Levels) -> bool:
+    """Whether the split labels what these levels of the modality say: clips, or as many seconds."""
+    name = task.of(split, modality)
+    if name is None:
+        return False
+    seconds = max(reader.readings(split, modality)[level].x.shape[1] for level in levels)
+    return task.kind == "clip" or seconds in (1, split.group[name].shape[1])
+
+
+def labelled(
+    reader: Reader, task: Task, split: Split, modality: str, levels: Levels, forms: Mapping[str, Form]
+) -> Labelled:
+    """Code vectors and labels of a split; clips without the modality count as unlabelled."""
+    x, mask = reader.read_out(split, modality, levels, forms)
+    y = task.labels(split, modality)
+    assert y is not None
+    return aligned(x, mask, y)
+
+
+def aligned(x: Tensor, mask: Tensor, y: Tensor) -> Labelled:
+    """Vectors (N, T or 1, F) with labels (N,) or (N, T, C)."""
+    if y.ndim == 3 and x.shape[1] == 1:
+        x, mask = x.expand(-1, y.shape[1], -1), mask.expand(-1, y.shape[1])
+    absent = ~mask.any(dim=1)
+    return Labelled(x, mask, y.masked_fill(absent.reshape(-1, *[1] * (y.ndim - 1)), -1))
+
+
+def rows_of(data: Labelled, rows: np.ndarray) -> Labelled:
+    index = torch.from_numpy(rows)
+    return Labelled(data.x[index], data.mask[index], data.y[index])
+
+
+def train_and_val(trial: Trial, data: Callable[[Split], Labelled]) -> tuple[Labelled, Labelled]:
+    """The clips that train and the clips that validate."""
+    train = data(trial.train)
+    if trial.val is not None:
+        return train, data(trial.val)
+    first, second = held_out(len(train.x))
+    return rows_of(train, first), rows_of(train, second)
+
+
+def fit(task: Task, train: Labelled, val: Labelled, config: ProbeConfig) -> Probe:
+    """The probe of a task."""
+    if task.kind == "clip":
+        return fit_clip_probe(train, val, task.classes, config)
+    return fit_second_probe(train, val, config)
+
+
+def clip_sums(task: Task, probe: Probe, data: Labelled) -> np.ndarray:
+    """What `share` (hits, cases) or `macro_f1` (per class hits, predicted, true) reads, per clip: (N, 2) or (N, 3 C)."""
+    if task.kind == "clip":
+        cases = data.y >= 0
+        hits = (predict_clips(probe, data) == data.y) & cases
+        return torch.stack([hits, cases], dim=1).double().numpy()
+    valid = data.mask[..., None] & (data.y >= 0)
+    predicted, true = predict_seconds(probe, data) & valid, (data.y > 0) & valid
+    parts = [part.sum(dim=1) for part in (predicted & true, predicted, true)]
+    return torch.cat(parts, dim=1).double().numpy()
+
+
+def figure(task: Task, sums: Sequence[np.ndarray]) -> Ratio:
+    """Accuracy of clips, or macro F1 of seconds, from the sums of every seed."""
+    return Ratio(np.stack(sums), share if task.kind == "clip" else macro_f1)
+
+
+def metric(task: Task) -> str:
+    """What the figure is."""
+    return "accuracy" if task.kind == "clip" else "f1"
+
+
+def run_course(
+    reader: Reader,
+    course: Course,
+    variants: Sequence[Variant],
+    configs: Sequence[ProbeConfig],
+    advance: Callable[[int], None],
+) -> dict[Target, dict[str, Figure]]:
+    """Train the probes of a course under every variant and seed; figures per target and variant."""
+    task = course.trial.task
+    found: dict[Target, dict[str, Figure]] = {target: {} for target in course.targets}
+    for variant in variants:
+        sums: dict[Target, list[np.ndarray]] = {target: [] for target in course.targets}
+        drawn: Mapping[str, Form] | None = None
+        for number, config in enumerate(configs):
+            if drawn is not variant.draw(number):
+                forms = drawn = variant.draw(number)
+                train, val = train_and_val(
+                    course.trial,
+                    partial(labelled, reader, task, modality=course.modality, levels=course.levels, forms=forms),
+                )
+                tests = {
+                    (trial, b): labelled(reader, task, trial.test, b, course.levels, forms)
+                    for trial, b in course.targets
+                }
+            probe = fit(task, train, val, config)
+            for target, data in tests.items():
+                sums[target].append(clip_sums(task, probe, data))
+            advance(1)
+        for target in course.targets:
+            found[target][variant.id] = figure(task, sums[target])
+    return found
+
+
+def entries(
+    reader: Reader,
+    plan: Sequence[Course],
+    variants: Sequence[Variant],
+    configs: Sequence[ProbeConfig],
+    seed: int,
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """The record's rows: one per trial and pair of modalities, and the mean over the pairs that differ."""
+    pairs: dict[Trial, dict[tuple[str, str], tuple[Levels, dict[str, Figure]]]] = defaultdict(dict)
+    for course in plan:
+        for (trial, b), figures in run_course(reader, course, variants, configs, advance).items():
+            pairs[trial][course.modality, b] = (course.levels, figures)
+    found = []
+    for trial, own in pairs.items():
+        found += [
+            entry(trial, a, b, levels, figures, len(trial.test), seed) | {"chance": chance(trial, b)}
+            for (a, b), (levels, figures) in own.items()
+        ]
+        crossed = [figures for (a, b), (_, figures) in own.items() if a != b]
+        if len(crossed) > 1:
+            means = {id: Mean([figures[id] for figures in crossed]) for id in crossed[0]}
+            found.append(entry(trial, None, None, (), means, len(trial.test), seed) | {"chance": None})
+    return found
+
+
+def entry(
+    trial: Trial,
+    a: str | None,
+    b: str | None,
+    levels: Levels,
+    figures: Mapping[str, Figure],
+    clips: int,
+    seed: int,
+) -> dict[str, Any]:
+    """One row: results per variant, each with its paired difference to all dimensions. No modalities: their mean."""
+    whole = figures[FULL]
+    results = {id: summary(own, None if id == FULL else whole, seed, clips) for id, own in figures.items()}
+    head = {"from": a, "to": b, "levels": list(levels), "metric": metric(trial.task), "clips": clips}
+    return trial.describe() | head | {"results": results}
+
+
+def chance(trial: Trial, modality: str) -> float | None:
+    """The accuracy of always naming the most frequent class; None for seconds."""
+    y = trial.task.labels(trial.test, modality)
+    if y is None or y.ndim > 1:
+        return None
+    known = y[y >= 0]
+    return float(known.bincount().max()) / len(known)
