@@ -53,7 +53,7 @@ def rank_frequency(figure: Mapping[str, Any], *, small: bool = False) -> str:
         axes.set(xscale="log", yscale="log", xlim=(0.9, max(data["codes"], 2) * 1.1), ylim=(0.8, top * 1.6))
         _count_ticks(axes.xaxis)
         _count_ticks(axes.yaxis)
-        _label(axes, "rank of the code, most chosen first", "times chosen")
+        _label(axes, "rank" if small else "rank of the code, most chosen first", "times chosen")
     return result[0]
 
 
@@ -107,7 +107,7 @@ def spectrum(figure: Mapping[str, Any], *, small: bool = False) -> str:
             _log_ticks(axes.yaxis, least, most)
         axes.set_xlim(1, max(last, 2))
         _plain_ticks(axes, y=False)
-        _label(axes, "singular value, largest first", "singular value")
+        _label(axes, "rank" if small else "singular value, largest first", "singular value")
     return result[0]
 
 
