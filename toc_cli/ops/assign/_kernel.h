@@ -187,13 +187,13 @@ TARGET static void NAMED(scan)(Search *s) {
     int64_t chunk = CACHE_FLOATS / tile_floats > 0 ? CACHE_FLOATS / tile_floats : 1;
     int64_t strips = CACHE_FLOATS / strip_floats;
     strips = strips < 1 ? 1 : strips > 16 ? 16 : strips;
-    float *memory = aligned_alloc(64, (size_t)(strips * (strip_floats + STRIP) * 4 + 63) / 64 * 64);
+    void *memory = malloc((size_t)(strips * (strip_floats + STRIP)) * sizeof(float) + 64);
     NAMED(state) state[16];
     if (!memory) {
         s->failed = 1;
         return;
     }
-    float *norms = memory + strips * strip_floats;
+    float *packed = cache_line(memory), *norms = packed + strips * strip_floats;
     for (;;) {
         int64_t start = __atomic_fetch_add(&s->next_row, strips * STRIP, __ATOMIC_RELAXED), left = s->x.rows - start;
         if (left <= 0) break;
@@ -206,14 +206,14 @@ TARGET static void NAMED(scan)(Search *s) {
                 state[i].tile[r] = 0;
             }
             int count = left - i * STRIP < STRIP ? (int)(left - i * STRIP) : STRIP;
-            NAMED(pack_strip)(s, rows, count, memory + i * strip_floats, norms + i * STRIP);
+            NAMED(pack_strip)(s, rows, count, packed + i * strip_floats, norms + i * STRIP);
         }
         for (int64_t first = 0; first < tiles; first += chunk)
             for (int64_t i = 0; i < used; i++)
-                NAMED(scan_tiles)(s, memory + i * strip_floats, first, first + chunk < tiles ? first + chunk : tiles, &state[i]);
+                NAMED(scan_tiles)(s, packed + i * strip_floats, first, first + chunk < tiles ? first + chunk : tiles, &state[i]);
         for (int64_t i = 0; i < used; i++) {
             int count = left - i * STRIP < STRIP ? (int)(left - i * STRIP) : STRIP;
-            NAMED(settle)(s, memory + i * strip_floats, norms + i * STRIP, &state[i], start + i * STRIP, count);
+            NAMED(settle)(s, packed + i * strip_floats, norms + i * STRIP, &state[i], start + i * STRIP, count);
         }
     }
     free(memory);
@@ -222,11 +222,12 @@ TARGET static void NAMED(scan)(Search *s) {
 /* The float64 comparison of the listed rows: every code whose score reaches the row's floor. */
 TARGET static void NAMED(recheck)(Search *s) {
     int64_t tiles = (s->codes.rows + CODES - 1) / CODES, tile_floats = (s->dims + 1) * CODES;
-    float *strip = aligned_alloc(64, (size_t)(s->dims * STRIP * 4 + 63) / 64 * 64);
-    if (!strip) {
+    void *memory = malloc((size_t)(s->dims * STRIP) * sizeof(float) + 64);
+    if (!memory) {
         s->failed = 1;
         return;
     }
+    float *strip = cache_line(memory);
     for (;;) {
         int64_t start = __atomic_fetch_add(&s->next_row, STRIP, __ATOMIC_RELAXED), left = s->open_count - start;
         if (left <= 0) break;
@@ -266,7 +267,7 @@ TARGET static void NAMED(recheck)(Search *s) {
             if (s->best) s->best[row] = pending.best[r], s->second[row] = pending.second[r];
         }
     }
-    free(strip);
+    free(memory);
 }
 
 #undef ISA

@@ -165,6 +165,8 @@ static void list_open(Search *s, int64_t row, double norm, double best, double s
 
 #define CACHE_FLOATS 32768 /* 128 KiB of rows and as much of codes: together half of a usual second-level cache */
 
+static float *cache_line(void *memory) { return (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); }
+
 #define PASTE2(a, b) a##_##b
 #define PASTE(a, b) PASTE2(a, b)
 #define NAMED(name) PASTE(name, ISA)
