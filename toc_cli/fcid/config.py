@@ -120,6 +120,9 @@ class ModelConfig:
     feedforward: int = 0
     """Inner width of the transformer's MLP; 0 takes 4 * width."""
     dropout: float = 0.1
+    """Inside the temporal blocks."""
+    input_dropout: float = 0.3
+    """Share of the fine modalities' inputs hidden from the semantic encoders in training; reconstruction targets stay."""
     specific_widths: dict[str, int] = field(default_factory=dict)
     """Per modality the width of its specific features, or channels of its specific map. Left out: `width`."""
     map_growth: int = 0
@@ -142,8 +145,9 @@ class ModelConfig:
     """Which codes downstream tasks see."""
     coarse_heads: Literal["linear", "relu"] = "linear"
     """`relu` leaves dead dimensions, which TOC then keeps."""
-    spatial_attention: Literal["positions", "sum"] = "positions"
-    """`sum`: the published softmax runs over an axis of length 1, so it adds all positions."""
+    spatial_attention: Literal["layout", "positions", "sum"] = "layout"
+    """`sum`: the published softmax runs over an axis of length 1, so it adds all positions. `positions`: it runs over
+    the positions. `layout`: every position stays an input of its own, so that shapes can be told by where things are."""
     cmcm: Literal["symmetric", "published"] = "symmetric"
     """`published`: exp can overflow, rows only, 1e-5 inside the log, and flat on small features.
     `symmetric`: log-softmax of rows and columns, distances in units of their own spread."""
@@ -173,8 +177,9 @@ class ModelConfig:
             raise UsageError("The names 'fine' and 'clip' stand for levels of the model.", "Rename the modality.")
         if self.width < 1 or self.width % self.heads:
             raise UsageError(f"width={self.width} must be a multiple of heads={self.heads}.", "Set model.heads.")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout={self.dropout} must lie in [0, 1).")
+        for name in ("dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must lie in [0, 1).")
         if self.codebook.size < 1 or self.codebook.fine_size < 0:
             raise UsageError(f"A codebook of {self.codebook.size} codes cannot be trained.", "Set codebook.size.")
         if not 0 < self.codebook.decay < 1:
@@ -214,6 +219,7 @@ def published(alignment: Alignment = "fine-coarse") -> ModelConfig:
         layers=2 if uniform else 1,
         feedforward=1024,
         map_growth=4,
+        input_dropout=0.0,
         mi_steps=5,
         codebook=CodebookConfig(
             init="uniform",

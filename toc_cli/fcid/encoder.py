@@ -45,6 +45,8 @@ class ModalityEncoder(nn.Module):
         width_in = width_in or spec.width
         inner = config.feedforward or 4 * config.width
         self.semantic = MapSemanticEncoder(spec.width, config.spatial_attention) if spec.spatial else None
+        if spec.spatial and config.spatial_attention == "layout":
+            width_in = spec.width * spec.spatial[0] * spec.spatial[1]
         self.temporal = TemporalBlock(width_in, config.width, config.heads, inner, config.layers)
         self.specific: MapSpecificEncoder | VectorSpecificEncoder | None = None
         if own and spec.spatial:

@@ -74,16 +74,17 @@ class FCID(Aligner[FCIDFeatures]):
     def forward(self, batch: Batch, draws: Draws, comm: Comm) -> FCIDFeatures:
         config, fine = self.config, self.config.fine
         drop = draws.dropout(config.dropout if self.training else 0.0, comm)
+        hide = draws.dropout(config.input_dropout if self.training else 0.0, comm)
         general, specific, coarse = {}, {}, {}
         for name in config.modalities:
             seconds = self._seconds(batch, name)
             encoder, length = self.encoder.of(name), batch.x[name].shape[1]
-            maps = encoder.maps(batch.x[name])
-            hidden = encoder.general(maps, length, seconds, drop)
+            x = batch.x[name]
+            hidden = encoder.general(encoder.maps(hide(x) if name in fine else x), length, seconds, drop)
             if name in fine:
                 general[name] = hidden
                 if encoder.specific is not None:
-                    specific[name] = encoder.own(maps, length)
+                    specific[name] = encoder.own(encoder.maps(x), length)
             coarse[name] = self.encoder.head(name)(time_mean(hidden, seconds))
         fine_quantised = None
         if config.fine_codebook:

@@ -74,14 +74,16 @@ class Uniform(Aligner[UniformFeatures]):
 
     def forward(self, batch: Batch, draws: Draws, comm: Comm) -> UniformFeatures:
         drop = draws.dropout(self.config.dropout if self.training else 0.0, comm)
+        hide = draws.dropout(self.config.input_dropout if self.training else 0.0, comm)
         inputs, general, specific = {}, {}, {}
         for name in self.config.modalities:
             encoder = cast(ModalityEncoder, self.encoder[name])
             inputs[name] = self._input(name, batch.x[name])
-            maps, length = encoder.maps(inputs[name]), inputs[name].shape[1]
-            general[name] = encoder.general(maps, length, self._seconds(batch, name), drop)
+            x, length = inputs[name], inputs[name].shape[1]
+            seen = encoder.maps(hide(x) if name in self.config.fine else x)
+            general[name] = encoder.general(seen, length, self._seconds(batch, name), drop)
             if encoder.specific is not None:
-                specific[name] = encoder.own(maps, length)
+                specific[name] = encoder.own(encoder.maps(x), length)
         masks = {name: batch.seconds(name) for name in general}
         match = self.config.weights.cmcm != 0
         return UniformFeatures(inputs, general, specific, self.quantise("fine", general, masks, draws, comm, match))

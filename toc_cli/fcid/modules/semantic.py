@@ -12,18 +12,24 @@ from torch import Tensor, nn
 
 
 class MapSemanticEncoder(nn.Module):
-    """(P, F, C) -> (F, C): channel weights w = sigmoid(W2 relu(W1 s)), s the mean of positions, then attention over positions."""
+    """(P, F, C) -> (F, C), or (F, P * C) in the form `layout`: channel weights, then what becomes of the positions.
 
-    def __init__(self, width: int, attention: Literal["positions", "sum"]) -> None:
+    w = sigmoid(W2 relu(W1 s)), s the mean of positions; u = x (1 + w).
+    """
+
+    def __init__(self, width: int, attention: Literal["layout", "positions", "sum"]) -> None:
         super().__init__()
         bottleneck = max(1, width // 8)
         self.squeeze = nn.Linear(width, bottleneck, bias=False)
         self.excite = nn.Linear(bottleneck, width, bias=False)
         self.attention = PositionAttention(width) if attention == "positions" else None
+        self.layout = attention == "layout"
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(0)
         gain = 1 + torch.sigmoid(self.excite(torch.relu(self.squeeze(mean))))
+        if self.layout:
+            return (x * gain).transpose(0, 1).flatten(1)
         if self.attention is None:
             # The published softmax has one entry, so it weighs every position 1: their sum.
             return len(x) * mean * gain
