@@ -55,7 +55,9 @@ def evaluate(
     retrieval_split: Annotated[
         list[str] | None, typer.Option(metavar="SPLIT", help="Where to search. Default: the test splits; repeatable.")
     ] = None,
-    relevance: Annotated[str, typer.Option(help="What counts as found: clip, caption, or auto.")] = "auto",
+    relevance: Annotated[
+        str, typer.Option(help="What counts as found: the same clip, caption, or a LABEL of clips; auto.")
+    ] = "auto",
     seeds: Annotated[int, typer.Option(help="Probes per figure, each with its own seed.")] = 3,
     probe_epochs: Annotated[int, typer.Option(help="Passes of a probe over its training clips.")] = 40,
     save_features: Annotated[

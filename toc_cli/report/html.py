@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from toc_cli.errors import missing_extra
-from toc_cli.report import gallery, tables
+from toc_cli.report import evaluation, gallery, tables
 from toc_cli.report.assemble import Report, RunReport, Subject, unweighed
 from toc_cli.report.checks import Outcome
 from toc_cli.report.metrics import METRICS
@@ -48,6 +48,16 @@ def render(report: Report) -> str:
         outcomes=[_outcome(o) for o in sorted(report.outcomes, key=lambda o: o.status != "failed")],
         alarms=_alarms(report),
         books=books,
+        evaluations=[
+            {
+                "headline": evaluation.headline(run.run.record),
+                "forms": evaluation.FORMS,
+                "sheets": sheets,
+                "strips": evaluation.strips(run.run.record),
+            }
+            for run in report.runs
+            if (sheets := evaluation.sheets(run.run.record))
+        ],
         runs=[_run(run) for run in report.runs],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from toc_cli.report import tables
+from toc_cli.report import evaluation, tables
 from toc_cli.report.assemble import Report, RunReport, Subject
 from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
@@ -23,6 +23,7 @@ def render(report: Report) -> str:
         blocks += [f"### {code(run.run.name)}", *_alarms(run)]
         for subject in run.subjects:
             blocks += _subject(subject, report)
+        blocks += _evaluation(run)
         blocks.append(_provenance(run))
     return _bounded(blocks)
 
@@ -92,6 +93,18 @@ def _subject(subject: Subject, report: Report) -> list[str]:
         blocks.append(_fold("How far to trust the selection", _table(("", "value"), _rows(rows))))
     if levels := _levels(subject):
         blocks.append(_fold("Levels and modalities", levels))
+    return blocks
+
+
+def _evaluation(run: RunReport) -> list[str]:
+    sheets = evaluation.sheets(run.run.record)
+    if not sheets:
+        return []
+    blocks = [f"**{_prose(evaluation.headline(run.run.record))}** {_prose(evaluation.FORMS)}"]
+    for sheet in sheets:
+        rows = [(_prose(line.label), *(_prose(str(cell)) for cell in line.cells)) for line in sheet.rows]
+        head = [_prose(column) for column in sheet.head]
+        blocks.append(_fold(_prose(sheet.title), f"{_prose(sheet.text)}\n\n{_table(head, rows)}"))
     return blocks
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -28,6 +29,7 @@ def validate(value: Any, kind: str = "record") -> None:
     if kind == "record":
         for codebook in value["codebooks"]:
             _validate_lengths(codebook)
+        _validate_evaluation(value.get("evaluation") or {})
 
 
 def _place(path: Any) -> str:
@@ -52,6 +54,27 @@ def _validate_lengths(codebook: dict[str, Any]) -> None:
             raise InputError(f"{where}: the sweep's curves and kept_dims differ in length.")
     for figure in codebook.get("figures", ()):
         _validate_figure(figure, where)
+
+
+def _validate_evaluation(found: dict[str, Any]) -> None:
+    """Results name variants that are described; pictures hold as many bytes as their shape says."""
+    ids = {variant["id"] for variant in found.get("variants", ())}
+    for part in ("classification", "localisation", "transfer", "retrieval", "generation"):
+        for row in found.get(part, ()):
+            unknown = row["results"].keys() - ids
+            if unknown:
+                raise InputError(f"evaluation: {part} has results of {sorted(unknown)[0][:60]!r}, which no variant is.")
+    for row in found.get("retrieval", ()):
+        if row["vectors"] == "codes" and row["results"].keys() != ids:
+            raise InputError("evaluation: a row of retrieval by codes leaves out a variant.")
+    for picture in found.get("pictures", ()):
+        for side in ("true", "generated"):
+            try:
+                held = len(base64.b64decode(picture[side], validate=True))
+            except binascii.Error:
+                held = -1
+            if held != math.prod(picture["shape"]) or picture["shape"][3:] not in ([], [3]):
+                raise InputError(f"evaluation: the {side} frames of a picture are not {picture['shape']}.")
 
 
 def _validate_figure(figure: dict[str, Any], where: str) -> None:

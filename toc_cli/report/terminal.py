@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from toc_cli.report import tables
+from toc_cli.report import evaluation, tables
 from toc_cli.report.assemble import Report, Subject
 from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
@@ -28,6 +28,7 @@ def render(report: Report) -> Group:
         parts.append(Text(f"\n{shown(run.run.name)}", style="bold"))
         for subject in run.subjects:
             parts += _subject(subject)
+        parts += evaluation.render(run.run.record)
         for alarm in run.alarms:
             where = "" if alarm.codebook is None else f"codebook {alarm.codebook}: "
             parts.append(Text("! ", style="yellow") + Text(where + shown(alarm.text, 1000), style="not bold default"))

@@ -40,10 +40,11 @@ class Typical:
     """(..., C): the mean second."""
     specific: Tensor
     """(1, 1, S), or (P', 1, S) of maps: the mean specific part."""
+    maps: bool
 
     def expanded(self, clips: int, seconds: int) -> Tensor:
         """The specific part for B clips of T seconds."""
-        if self.specific.shape[1] == 1 and self.specific.shape[0] > 1:
+        if self.maps:
             return self.specific.expand(-1, clips * seconds, -1)
         return self.specific.expand(clips, seconds, -1)
 
@@ -64,7 +65,7 @@ def typical(run: Run, split: Split, modality: str) -> Typical:
         totals.append(x[mask].double().sum(dim=0))
         seconds += int(mask.sum())
     count = max(seconds, 1)
-    return Typical((sum(totals[1:], totals[0]) / count).float(), sum(specifics[1:], specifics[0]) / count)
+    return Typical((sum(totals[1:], totals[0]) / count).float(), sum(specifics[1:], specifics[0]) / count, maps)
 
 
 def there(batch: Batch, modality: str) -> Tensor:

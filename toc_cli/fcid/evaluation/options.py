@@ -14,7 +14,6 @@ Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None
 """`progress(title, total, unit)` opens a bar and gives the function that moves it."""
 
 PARTS = ("classification", "localisation", "transfer", "retrieval", "generation")
-RELEVANCE = ("auto", "clip", "caption")
 
 
 def silent(title: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
@@ -42,7 +41,7 @@ class EvaluateOptions:
     """Empty: the test splits of the tasks."""
     relevance: str = "auto"
     """`clip`: the same clip alone is right; `caption`: every clip with the same caption; auto: captions where there
-    are some."""
+    are some; else a label of clips: every clip with the same label."""
     probe_seeds: int = 3
     probe_epochs: int = 40
     seed: int = 0
@@ -52,7 +51,6 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         _known("--criterion", self.criteria, tuple(CRITERIA))
         _known("--part", self.parts, PARTS)
-        _known("--relevance", (self.relevance,), RELEVANCE)
         for flag, value in (("--seeds", self.probe_seeds), ("--probe-epochs", self.probe_epochs)):
             if value < 1:
                 raise UsageError(f"{flag} {value} trains no probe.", "Use 1 or more.")

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.figures import Figure, Median, Ratio, share, summary
 from toc_cli.fcid.evaluation.forms import FULL, Variant
 from toc_cli.fcid.evaluation.reader import Reader
 from toc_cli.fcid.evaluation.sources import shared_levels
+from toc_cli.io.names import printable
 from toc_cli.ops.linear import matmul, unit_rows
 
 RANKS = (1, 5, 10)
@@ -92,10 +94,17 @@ def figures(ranked: Sequence[Ranked]) -> dict[str, Figure]:
 
 
 def groups_of(split: Split, relevance: str) -> tuple[np.ndarray, str]:
-    """(N,) ids, equal where one clip is a right answer for the other, and what that rests on."""
-    if relevance != "clip" and split.captions is not None:
+    """(N,) ids, equal where one clip is a right answer for the other (-1: left out), and what that rests on."""
+    if relevance == "caption" and split.captions is None:
+        raise InputError(f"Split {printable(split.name)!r} has no captions.", "Use --relevance clip.")
+    if relevance in ("auto", "caption") and split.captions is not None:
         return split.captions, "caption"
-    return np.arange(len(split)), "clip"
+    if relevance in ("auto", "clip"):
+        return np.arange(len(split)), "clip"
+    labels = split.label(relevance)
+    if labels.ndim != 1:
+        raise UsageError(f"--relevance {relevance!r} labels seconds.", "Use clip, caption, or a label of clips.")
+    return labels, relevance
 
 
 def entries(
@@ -110,7 +119,7 @@ def entries(
             if a == b or not levels:
                 continue
             both = present(reader, split, a, levels) & present(reader, split, b, levels)
-            rows = np.flatnonzero(both)
+            rows = np.flatnonzero(both & (groups >= 0))
             rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_CLIPS)).round().astype(int)]
             if len(rows) < 2:
                 continue

@@ -1,0 +1,224 @@
+"""What `toc evaluate` found, as tables that every format shows alike."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from toc_cli.errors import missing_extra
+from toc_cli.report.metrics import Unit
+from toc_cli.report.tables import Cell
+from toc_cli.report.words import NONE, interval, number
+from toc_cli.report.words import name as shown
+
+FULL = "full"
+RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank", "map": "mAP"}
+METRICS = {"accuracy": "accuracy", "f1": "macro F1 of seconds"}
+FORMS = (
+    "slice: codes chosen by all dimensions, the kept ones read; subspace: codes chosen by the kept dimensions alone; "
+    "random and worst: other selections of the same size."
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: its name, its cells, and better or worse where the interval of its difference leaves out zero."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    good: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table."""
+
+    title: str
+    text: str
+    head: tuple[str, ...]
+    rows: tuple[Line, ...]
+
+
+def sheets(record: Mapping[str, Any]) -> list[Sheet]:
+    """The tables of a record's evaluation; none where it has no evaluation."""
+    found = record.get("evaluation")
+    if not found:
+        return []
+    ids = [variant["id"] for variant in found["variants"]]
+    parts = [("Classification", "classification"), ("Localisation", "localisation"), ("Transfer", "transfer")]
+    tables = [sheet for title, part in parts for sheet in _probed(title, found[part], ids)]
+    return [*tables, *_retrieved(found["retrieval"], ids), *_generated(found["generation"], ids)]
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """One line: what was evaluated on what."""
+    found = record["evaluation"]
+    source, modalities = found["source"], ", ".join(shown(name, 40) for name in found["modalities"])
+    kind = (
+        "Codebook" if source["kind"] == "codebook" else f"{shown(source['profile'])} {shown(source['alignment'])} run"
+    )
+    return f"{kind} {shown(source['name'])} on {shown(found['data'])} ({modalities})"
+
+
+def _probed(title: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterator[Sheet]:
+    """A table per task and test split: a column per pair of modalities, their mean, and its difference to all."""
+    places = dict.fromkeys((row["task"], row["train"], row["test"]) for row in rows)
+    for task, train, test in places:
+        own = [row for row in rows if (row["task"], row["train"], row["test"]) == (task, train, test)]
+        pairs = [row for row in own if row["from"] is not None and (row["from"] != row["to"] or len(own) == 1)]
+        last = next((row for row in own if row["from"] is None), pairs[0] if pairs else own[0])
+        columns = [*pairs, *([last] if last["from"] is None else [])]
+        head = ("", *(_pair(row) for row in columns), "difference to all")
+        lines = []
+        for id in ids:
+            cells = [_cell(row["results"].get(id), "share") for row in columns]
+            result = last["results"].get(id) or {}
+            lines.append(Line(_variant(id), (*cells, _difference(result, "points")), _good(result)))
+        known = [row["chance"] for row in pairs if row["chance"] is not None]
+        guess = f" The most frequent class alone: {number(max(known), 'share')}." if known else ""
+        text = (
+            f"{METRICS[last['metric']]} of probes trained on {shown(train)}, tested on {last['clips']:,} clips of "
+            f"{shown(test)}; mean of {len(last['results'][FULL]['seeds'])} probes.{guess}"
+        )
+        yield Sheet(f"{title}: {shown(task)}", text, head, tuple(lines))
+
+
+def _retrieved(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterator[Sheet]:
+    """Per split every measure with all dimensions, then mAP by codes under every selection."""
+    for split in dict.fromkeys(row["split"] for row in rows):
+        own = [row for row in rows if row["split"] == split]
+        relevance = own[0]["relevance"]
+        right = "the same clip" if relevance == "clip" else f"every clip with the same {shown(relevance)}"
+        text = f"{own[0]['clips']:,} clips of {shown(split)}; right is {right}; ties count at their middle rank."
+        lines = [
+            Line(
+                f"{_pair(row)}, {row['vectors']}",
+                tuple(_cell(row["results"][FULL][key], _unit(key)) for key in RANKS),
+            )
+            for row in own
+        ]
+        yield Sheet(f"Retrieval: {shown(split)}", text, ("all dimensions", *RANKS.values()), tuple(lines))
+        codes = [row for row in own if row["vectors"] == "codes"]
+        if len(ids) > 1:
+            lines = []
+            for id in ids:
+                lines.append(Line(_variant(id), tuple(_cell(row["results"][id]["map"], "share") for row in codes)))
+            head = ("mAP by codes", *(_pair(row) for row in codes))
+            yield Sheet(f"Retrieval after selection: {shown(split)}", text, head, tuple(lines))
+
+
+def _generated(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterator[Sheet]:
+    for row in rows:
+        tasks = list(row["tasks"])
+        head = ("", "error", *(shown(task) for task in tasks))
+        own = [(id, row["results"][id]) for id in ids if id in row["results"]]
+        lines = []
+        for id, results in [*own, *row["references"].items()]:
+            cells = (_cell(results.get(name), "share") for name in ("error", *tasks))
+            lines.append(Line(_variant(id), tuple(cells), _good(results.get("error") or {}, less=True)))
+        text = (
+            f"Decoded from {row['vectors']} of {shown(row['from'])} with the mean specific part, {row['clips']:,} clips of "
+            f"{shown(row['split'])}. Error: share of what naming the mean second costs. Tasks: what probes of real clips "
+            "say of the generated ones."
+        )
+        yield Sheet(f"Generation: {_pair(row)}", text, head, tuple(lines))
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    if row["from"] is None:
+        return "mean of the pairs"
+    return f"{shown(row['from'], 24)} → {shown(row['to'], 24)}"
+
+
+def _variant(id: str) -> str:
+    return "all dimensions" if id == FULL else shown(id)
+
+
+def _unit(name: str) -> Unit:
+    return "number" if name == "median_rank" else "share"
+
+
+def _cell(result: Mapping[str, Any] | None, unit: Unit) -> Cell:
+    if result is None:
+        return Cell(NONE)
+    return Cell(number(result["value"], unit), interval(result["ci95"], unit))
+
+
+def _difference(result: Mapping[str, Any], unit: Unit) -> Cell:
+    if result.get("delta") is None:
+        return Cell(NONE)
+    return Cell(number(result["delta"], unit), interval(result["delta_ci95"], unit))
+
+
+def _good(result: Mapping[str, Any], less: bool = False) -> str:
+    """better or worse, where the interval of the difference leaves out zero; `less`: smaller is better."""
+    bounds = result.get("delta_ci95")
+    if not bounds or bounds[0] <= 0 <= bounds[1]:
+        return ""
+    return "better" if (bounds[0] > 0) != less else "worse"
+
+
+def render(record: Mapping[str, Any]) -> list[RenderableType]:
+    """The evaluation in a terminal."""
+    found = sheets(record)
+    if not found:
+        return []
+    parts: list[RenderableType] = [Text(headline(record), style="bold"), Text(FORMS, style="dim")]
+    for sheet in found:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for index, column in enumerate(sheet.head):
+            table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+        for line in sheet.rows:
+            cells = [
+                Text(cell.text) + Text(f" {cell.spread}" if cell.spread else "", style="dim") for cell in line.cells
+            ]
+            if line.good:
+                cells[-1].stylize({"better": "green", "worse": "red"}[line.good])
+            table.add_row(Text(line.label), *cells)
+        parts += [Text(f"\n{sheet.title}", style="bold"), Text(sheet.text, style="dim"), Padding(table, (0, 0, 0, 1))]
+    return parts
+
+
+@dataclass(frozen=True)
+class Strip:
+    """True and generated frames of one clip as PNG data URIs."""
+
+    title: str
+    images: tuple[tuple[str, str], ...]
+    """Caption and address of each."""
+
+
+def strips(record: Mapping[str, Any]) -> list[Strip]:
+    """The pictures of what was generated."""
+    found = []
+    for picture in (record.get("evaluation") or {}).get("pictures", ()):
+        sides = tuple((side, _png(frames(picture, side))) for side in ("true", "generated"))
+        found.append(Strip(f"{_pair(picture)}, clip {picture['clip']} of {shown(picture['split'])}", sides))
+    return found
+
+
+def frames(picture: Mapping[str, Any], side: str) -> np.ndarray:
+    """(T, H, W) or (T, H, W, 3) uint8 of a picture's `true` or `generated` side."""
+    values = np.frombuffer(base64.b64decode(picture[side], validate=True), np.uint8)
+    return values.reshape(picture["shape"])
+
+
+def _png(values: np.ndarray) -> str:
+    """Seconds side by side, as a data URI."""
+    try:
+        from matplotlib.image import imsave
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report") from error
+    row = np.concatenate(list(np.pad(values, [(0, 0), (0, 0), (0, 1), *[(0, 0)] * (values.ndim - 3)])), axis=1)
+    buffer = io.BytesIO()
+    imsave(buffer, row, format="png", cmap="gray", vmin=0, vmax=255)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
