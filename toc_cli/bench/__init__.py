@@ -10,7 +10,10 @@ ROOMS = ("criterion", "optimize", "assign", "train")
 
 
 def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) -> dict[str, Any]:
-    """The figures of one room, JSON-able. UsageError for a room that is not there."""
+    """The figures of one room, JSON-able: `bench`, `rows` (a dictionary each) and what holds for all of them.
+
+    UsageError for a room that is not there.
+    """
     if what == "criterion":
         from toc_cli.bench.road import measure_criterion
 
@@ -19,4 +22,12 @@ def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) 
         from toc_cli.bench.road import measure_optimize
 
         return {"bench": what, "rows": [measure_optimize(rows, repeats=repeats)]}
+    if what == "assign":
+        from toc_cli.bench import assign
+
+        return assign.verify(device) if verify else assign.measure(device, repeats=repeats)
+    if what == "train":
+        from toc_cli.fcid.bench import measure
+
+        return measure(device=device, repeats=repeats)
     raise UsageError(f"toc bench {what!r} is unknown.", f"Use one of: {', '.join(ROOMS)}.")

@@ -31,7 +31,8 @@ def evaluate(
         str, typer.Option(metavar="SIM,VAR", help="Weights of the similarity and the variance.")
     ] = "0.7,0.3",
     artefact: Annotated[
-        list[Path] | None, typer.Option(metavar="X.toc.safetensors", help="Also test this pruned codebook; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="X.toc.safetensors", help="Also test these pruned codebooks; repeatable."),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -105,7 +106,7 @@ def evaluate(
     )  # fmt: skip
     if output is not None:
         check_target(output, force=force, inputs=[data])
-    pruned = {path.name: pruned_books(path) for path in artefact or ()}
+    pruned = {path: pruned_books(path) for path in artefact or ()}
     found = evaluated(run, data, options, codebook=lone_codebook(run), artefacts=pruned, progress=sink.progress)
     for warning in found["warnings"]:
         sink.warn(warning["text"])

@@ -108,15 +108,21 @@ def tokens_table(done: dict[str, Any]) -> Table:
     return table
 
 
-def bench_tables(found: dict[str, Any]) -> list[Table]:
-    """One table: a row per measured shape, a column per figure; seconds and bytes in readable units."""
-    table = Table(
-        title=Text(f"toc bench {found['bench']}"), title_justify="left", header_style="bold", box=None, pad_edge=False
-    )
+def bench_tables(found: dict[str, Any]) -> list[RenderableType]:
+    """One table: a row per measured thing, a column per figure; seconds and bytes in readable units."""
+    about = [f"{key.replace('_', ' ')} {value}" for key, value in found.items() if isinstance(value, str | int) and key != "bench"]
+    title = Text(" · ".join([f"toc bench {found['bench']}", *about]))
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = list(dict.fromkeys(field for row in found["rows"] for field in row))
     for column in columns:
-        table.add_column(Text(column.replace("_", " ")), justify="right")
+        words = any(isinstance(row.get(column), str) for row in found["rows"])
+        table.add_column(Text(column.replace("_", " ")), justify="left" if words else "right")
+    before = None
     for row in found["rows"]:
+        first = row.get(columns[0])
+        if before is not None and first != before and "method" in columns:
+            table.add_row()
+        before = first
         table.add_row(*(Text(_measured(column, row.get(column))) for column in columns))
     return [table]
 

@@ -32,16 +32,13 @@ Samples = Sequence[tuple[Fit, torch.Tensor]]
 def refuse_impossible(ckpt: Checkpoint, chosen: Chosen, modes: Sequence[Mode]) -> None:
     """UsageError with the family's sentence for a mode that some codebook cannot take."""
     for source, choice in chosen:
-        offered = supported(ckpt, source.book, choice.count)
+        offered = supported(ckpt, source.book, choice.count, rotated=choice.rotation is not None)
         for mode in modes:
             if offered[mode]:
                 raise UsageError(
                     f"--emit {mode} is not possible for {printable(source.book.label)}: {offered[mode]}",
                     _others(offered),
                 )
-            if choice.rotation is not None and mode in ("masked", "consumer"):
-                raise UsageError(f"--emit {mode} does not go with --criterion {choice.ranking.criterion}: a rotation mixes dimensions.",
-                                 "Use --emit codebook or sliced.")  # fmt: skip
     if "sliced" in modes:
         _refuse_half_cuts(ckpt, chosen)
 
