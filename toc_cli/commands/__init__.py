@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from toc_cli import __version__
-from toc_cli.commands import bench, demo, inspect, optimize, quantize, report, train_fcid
+from toc_cli.commands import bench, demo, evaluate, inspect, optimize, quantize, report, train_fcid
 from toc_cli.commands.output import complain
 from toc_cli.errors import OutputError, TocError, UsageError
 
@@ -28,6 +28,7 @@ for name, room in (
     ("optimize", optimize),
     ("quantize", quantize),
     ("train-fcid", train_fcid),
+    ("evaluate", evaluate),
     ("report", report),
     ("bench", bench),
     ("demo", demo),
