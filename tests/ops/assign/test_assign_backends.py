@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import nearest_two
 from torch import Tensor
 
+from reference import nearest_two
 from toc_cli.bench.assign_cases import CASES
 from toc_cli.ops import assign as door
 from toc_cli.ops.assign import NEAR, native

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
-from reference import nearest_two
 
+from reference import nearest_two
 from toc_cli.errors import InputError, UsageError
 from toc_cli.ops.assign import METRICS, assign, assign_heads, assign_residual, nearest
 
@@ -91,6 +91,8 @@ def test_words_that_are_not_known() -> None:
         assign(torch.zeros(1, 1), torch.zeros(1, 1), backend="magic")
     with pytest.raises(InputError, match="floating point"):
         assign(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1))
+    with pytest.raises(UsageError, match="runs on the CPU, not on meta"):
+        assign(torch.zeros(1, 1, device="meta"), torch.zeros(1, 1, device="meta"), backend="native")
 
 
 def test_heads() -> None:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import pytest
 import torch
-from reference import nearest_two
 
+from reference import nearest_two
 from toc_cli.bench.assign_cases import CASES
 from toc_cli.errors import InputError
 from toc_cli.ops.assign import NEAR, gpu

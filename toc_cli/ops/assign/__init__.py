@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import InputError
-from .search import BACKENDS, METRICS, NEAR, choose, find, nearest_op
+from toc_cli.errors import InputError
+from toc_cli.ops.assign.search import BACKENDS, METRICS, NEAR, choose, find, nearest_op
 
 __all__ = [
     "BACKENDS",

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .certificate import MAX_DIMENSIONS, Frame, frame
-from .found import Found
-from .inputs import check_finite
-from .naive import pair_distances
+from toc_cli.ops.assign.certificate import MAX_DIMENSIONS, Frame, frame
+from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.inputs import check_finite
+from toc_cli.ops.assign.naive import pair_distances
 
 TILE = 1 << 20  # scores held at a time
 GATHER = 1 << 22  # elements of (row, code) pairs compared in float64 at a time

@@ -18,11 +18,11 @@ import torch
 import triton
 from torch import Tensor
 
-from . import gpu_kernels as kernels
-from .certificate import CHUNK, Frame, frame
-from .found import Found
-from .inputs import check_finite
-from .naive import row_norms
+from toc_cli.ops.assign import gpu_kernels as kernels
+from toc_cli.ops.assign.certificate import CHUNK, Frame, frame
+from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.inputs import check_finite
+from toc_cli.ops.assign.naive import row_norms
 
 CODE_GAIN = 256.0  # on top of the frame's scale: fp16 keeps 24 bits of range below the largest code
 CAPACITY = 16  # candidates that a row's list holds

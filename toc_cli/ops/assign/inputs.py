@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from toc_cli.errors import InputError
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FINITE_BLOCK = 1 << 22  # elements looked at in one go for NaN and Inf

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .found import Found
-from .inputs import check_finite
+from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.inputs import check_finite
 
 BLOCK = 1 << 21  # distances held at a time
 

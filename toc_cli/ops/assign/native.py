@@ -16,9 +16,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .certificate import CHUNK, frame
-from .found import Found
-from .inputs import check_finite
+from toc_cli.ops.assign.certificate import CHUNK, frame
+from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.inputs import check_finite
 
 ISAS = ("portable", "avx2", "avx512")
 METRIC_NUMBER = {"euclidean": 0, "cosine": 1, "dot": 2}
@@ -189,11 +189,14 @@ class _Codebook:
         size = rows * len(self.codes) * self.task.dims
         count = min(torch.get_num_threads(), 1 + size // INLINE_WORK)
         threads = [threading.Thread(target=work, args=(self.task,)) for _ in range(count - 1)]
-        for thread in threads:
-            thread.start()
-        work(self.task)
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.start()
+            work(self.task)
+        finally:  # an interrupt must not free what the others still write to
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
         if self.task.failed:
             raise MemoryError("The nearest-code search got no memory for its tiles.")
 

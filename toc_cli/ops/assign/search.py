@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...errors import UsageError, missing_extra
-from . import blas, naive, native
-from .found import Found
-from .inputs import check_finite, fit
+from toc_cli.errors import UsageError, missing_extra
+from toc_cli.ops.assign import blas, naive, native
+from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.inputs import check_finite, fit
 
 METRICS = ("euclidean", "cosine", "dot")
 BACKENDS = ("auto", "naive", "torch", "native", "triton")
@@ -41,7 +41,7 @@ def backend_search(name: str) -> Search:
     if name == "triton":
         if not importlib.util.find_spec("triton"):
             raise missing_extra("triton", "triton")
-        from . import gpu
+        from toc_cli.ops.assign import gpu
 
         return gpu.search
     return {"naive": naive.search, "torch": blas.search}[name]
@@ -54,6 +54,8 @@ def find(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: st
         raise UsageError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
     if backend not in BACKENDS:
         raise UsageError(f"Backend {backend!r} is not one of {', '.join(BACKENDS)}.")
+    if backend == "native" and x.device.type != "cpu":
+        raise UsageError(f"The compiled search runs on the CPU, not on {x.device}.", "Use backend='auto'.")
     kept = fit(x, codes, kept)
     check_finite("codebook", codes, kept if kept is not None and codes.shape[1] == x.shape[1] else None)
     return backend_search(choose(x.device) if backend == "auto" else backend)(x, codes, metric, kept, reach)
