@@ -21,6 +21,8 @@ from toc_cli.report.words import NONE, interval, number
 from toc_cli.report.words import name as shown
 
 FULL = "full"
+COLUMNS = 4
+"""Figures beside each other in a terminal."""
 RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank", "map": "mAP"}
 METRICS = {"accuracy": "accuracy", "f1": "macro F1 of seconds"}
 FORMS = (
@@ -174,18 +176,22 @@ def render(record: Mapping[str, Any]) -> list[RenderableType]:
         return []
     parts: list[RenderableType] = [Text(headline(record), style="bold"), Text(FORMS, style="dim")]
     for sheet in found:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for index, column in enumerate(sheet.head):
-            table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
-        for line in sheet.rows:
-            cells = [
-                Text(cell.text) + Text(f" {cell.spread}" if cell.spread else "", style="dim") for cell in line.cells
-            ]
-            if line.good:
-                cells[-1].stylize({"better": "green", "worse": "red"}[line.good])
-            table.add_row(Text(line.label), *cells)
-        parts += [Text(f"\n{sheet.title}", style="bold"), Text(sheet.text, style="dim"), Padding(table, (0, 0, 0, 1))]
+        parts += [Text(f"\n{sheet.title}", style="bold"), Text(sheet.text, style="dim")]
+        parts += [Padding(_table(sheet, start), (0, 0, 1, 0)) for start in range(1, len(sheet.head), COLUMNS)]
     return parts
+
+
+def _table(sheet: Sheet, start: int) -> Table:
+    """The columns of a sheet from `start` on, as many as a terminal has room for."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for index, column in enumerate([sheet.head[0], *sheet.head[start : start + COLUMNS]]):
+        table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+    for line in sheet.rows:
+        cells = [Text(cell.text) + Text(f"\n{cell.spread}" if cell.spread else "", style="dim") for cell in line.cells]
+        if line.good:
+            cells[-1].stylize({"better": "green", "worse": "red"}[line.good])
+        table.add_row(Text(line.label), *cells[start - 1 : start - 1 + COLUMNS])
+    return table
 
 
 @dataclass(frozen=True)

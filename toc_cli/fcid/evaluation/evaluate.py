@@ -23,6 +23,7 @@ from toc_cli.io.atomic import sha256
 from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser
 
+ARTEFACT = "artefact"
 Pruned = Mapping[str, Quantiser]
 """The codebooks of an artefact, by the key of the tensor they were cut from."""
 
@@ -33,14 +34,14 @@ def evaluate(
     options: EvaluateOptions | None = None,
     *,
     codebook: tuple[str, Quantiser] | None = None,
-    artefacts: Mapping[str, Pruned] | None = None,
+    artefacts: Mapping[Path, Pruned] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """What the codes of `source` can do on the labelled splits of `data`, with all dimensions and after TOC.
 
     `source` is the folder (or model.safetensors) of a run; with `codebook`, its key and quantiser, it is the file that
-    holds it, and the data holds features of its width. `artefacts` are pruned codebooks of the run, by file name: each is
-    evaluated beside the forms that `options` asks for. Returns a run record whose `evaluation` holds the results.
+    holds it, and the data holds features of its width. `artefacts` are pruned codebooks of the source, by file: together
+    they are one more variant beside those that `options` asks for. Returns a run record whose `evaluation` holds the results.
     """
     options = options or EvaluateOptions()
     evaluation = Evaluation(Path(source), Path(data), options, codebook, artefacts or {}, progress)
@@ -68,7 +69,7 @@ class Evaluation:
         data: Path,
         options: EvaluateOptions,
         codebook: tuple[str, Quantiser] | None,
-        artefacts: Mapping[str, Pruned],
+        artefacts: Mapping[Path, Pruned],
         progress: Progress,
     ) -> None:
         self.path, self.data, self.options, self.progress = path, data, options, progress
@@ -79,6 +80,7 @@ class Evaluation:
         self.trials = self._trials()
         self.scoring = self.splits.open(self._scoring_split())
         self.reader = Reader(self.source)
+        self.artefacts = artefacts
         self.variants = self._variants(artefacts)
         self.configs = [ProbeConfig(epochs=options.probe_epochs, seed=seed) for seed in range(options.probe_seeds)]
 
@@ -101,7 +103,7 @@ class Evaluation:
     def inputs(self) -> list[dict[str, Any]]:
         """Every file that was read, by name and hash."""
         model = RunFolder(self.path).model if self.path.is_dir() else self.path
-        files = [("checkpoint", model), ("data", self.data)]
+        files = [("checkpoint", model), ("data", self.data), *(("artefact", path) for path in self.artefacts)]
         files += [("transfer", t.test.path) for t in self.trials if t.test.path != self.data]
         return [
             {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -159,7 +161,7 @@ class Evaluation:
         candidates = [own, "train", *(trial.train.name for trial in self.trials), *self.splits.names]
         return next(name for name in candidates if name in self.splits.names)
 
-    def _variants(self, artefacts: Mapping[str, Pruned]) -> list[Variant]:
+    def _variants(self, artefacts: Mapping[Path, Pruned]) -> list[Variant]:
         options = self.options
         if not options.keep and not artefacts:
             return [forms.full(self.source.books)]
@@ -172,16 +174,27 @@ class Evaluation:
         self.reader.spreads = {name: own.spread for name, own in censuses.items()}
         random_draws = options.probe_seeds
         found = forms.variants(censuses, options.keep, options.criteria, options.weights, random_draws, options.seed)
-        for file, pruned in artefacts.items():
-            stand = {name: pruned[key] for name, key in self.source.keys.items() if key in pruned}
-            if not stand:
+        if artefacts:
+            found += forms.in_both_forms(censuses, [self._stands(artefacts)], ARTEFACT, None, None)
+        return found
+
+    def _stands(self, artefacts: Mapping[Path, Pruned]) -> dict[str, Quantiser]:
+        """The pruned form of each codebook that an artefact holds."""
+        stands: dict[str, Quantiser] = {}
+        for path, pruned in artefacts.items():
+            own = {name: pruned[key] for name, key in self.source.keys.items() if key in pruned}
+            if not own:
                 raise InputError(
-                    f"{printable(file)} holds {', '.join(map(printable, pruned)) or 'nothing'}; the run's codebooks are "
-                    f"{', '.join(self.source.keys.values())}.",
+                    f"{path.name} holds {', '.join(map(printable, pruned)) or 'nothing'}; the codebooks here are "
+                    f"{', '.join(map(printable, self.source.keys.values()))}.",
                     "Prune the run itself: toc optimize RUN/model.safetensors.",
                 )
-            found += forms.in_both_forms(censuses, [stand], printable(file, 60), None, None)
-        return found
+            if own.keys() & stands.keys():
+                raise UsageError(
+                    f"{path.name} prunes a codebook that another artefact prunes.", "Evaluate one at a time."
+                )
+            stands |= own
+        return stands
 
     # -- the parts --------------------------------------------------------------------------------------------------
 
