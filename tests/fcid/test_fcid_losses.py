@@ -151,7 +151,9 @@ def test_club(seed: int, b: int, t: int, d: int) -> None:
 def test_loglikelihood(seed: int, n: int, d: int) -> None:
     mu, logvar, y = (rand(seed + i, n, d) for i in range(3))
     for i in range(n):
-        terms = [-float((mu[i, c] - y[i, c]) ** 2) / math.exp(float(logvar[i, c])) - float(logvar[i, c]) for c in range(d)]
+        terms = [
+            -float((mu[i, c] - y[i, c]) ** 2) / math.exp(float(logvar[i, c])) - float(logvar[i, c]) for c in range(d)
+        ]
         same(loglikelihood(mu, logvar, y)[i], sum(terms) / 2)
 
 

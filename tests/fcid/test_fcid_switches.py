@@ -7,9 +7,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from fcid.clips import SPECS, clips, small_model
 from torch import Tensor
 
+from fcid.clips import SPECS, clips, small_model
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.aligner import Pair, StepLosses
 from toc_cli.fcid.batch import Batch
@@ -73,14 +73,15 @@ def test_alone(base: ModelConfig, name: str, value: Any) -> None:
     assert finite == (f"{base.profile} {name}={value}" not in MEETS_A_CODE)
 
 
+@pytest.mark.parametrize("club", [0.0, 0.1])
 @pytest.mark.parametrize("alignment", ["fine-coarse", "uniform"])
 @pytest.mark.parametrize("profile", ["published", "corrected"])
-def test_no_parameter_is_unused(alignment: Any, profile: Any) -> None:
-    model = small_model(profile_config(profile, alignment))
+def test_no_parameter_is_unused(alignment: Any, profile: Any, club: float) -> None:
+    model = small_model(profile_config(profile, alignment), weights__club=club)
     step(model, clips()).total.backward()
     groups = model.parameter_groups()
     assert all(p.grad is not None for p in groups["main"])
-    assert sorted(map(id, sum(model.clip_groups().values(), []))) == sorted(map(id, groups["main"]))
+    assert sorted(id(p) for group in model.clip_groups().values() for p in group) == sorted(map(id, groups["main"]))
     assert sorted(map(id, groups["main"] + groups["mi"])) == sorted(map(id, model.parameters()))
 
 
@@ -88,7 +89,7 @@ def test_a_weight_of_zero_leaves_the_term_and_its_parameters_out() -> None:
     weights = [f.name for f in dataclasses.fields(corrected().weights)]
     bare = small_model(corrected(), **{f"weights__{name}": 0.0 for name in weights if name != "infonce"})
     terms = step(bare, clips()).terms
-    assert {name.split(".")[0] for name in terms} == {"infonce", "fine_commitment", "commitment"}
+    assert {name.split(".")[0] for name in terms} == {"infonce"}
     assert not bare.mi
     assert set(bare.clip_groups()) == {"encoder"}
 
@@ -277,7 +278,7 @@ def test_spatial_attention_weighs_positions() -> None:
 def test_coarse_heads() -> None:
     for heads, dead in (("relu", True), ("linear", False)):
         model = small_model(corrected(), coarse_heads=heads).eval()
-        coarse = model.encode("video", clips(20).x["video"]).coarse
+        coarse = model.encode("video", clips(20).x["video"]).coarse.detach()
         assert (float(coarse.min()) == 0) == dead
 
 
@@ -341,7 +342,9 @@ def test_read_out_has_unit_spread() -> None:
     assert float(model._spread("fine")) == pytest.approx(float(variance.sqrt()))
 
 
-@pytest.mark.parametrize("config", [published(), published("uniform"), corrected("uniform")], ids=["fcid", "dcid", "uniform"])
+@pytest.mark.parametrize(
+    "config", [published(), published("uniform"), corrected("uniform")], ids=["fcid", "dcid", "uniform"]
+)
 def test_read_out_of_one_codebook(config: ModelConfig) -> None:
     model = small_model(config)
     step(model, clips())
@@ -431,7 +434,9 @@ def test_modalities_that_do_not_fit() -> None:
 
 
 def test_any_number_of_modalities() -> None:
-    specs = {name: dataclasses.replace(SPECS["audio"], name=name) for name in ("left", "right", "depth", "label", "note")}
+    specs = {
+        name: dataclasses.replace(SPECS["audio"], name=name) for name in ("left", "right", "depth", "label", "note")
+    }
     options = {"fine": ["left", "right", "depth"], "coarse": ["label", "note"], "width": 8, "codebook.size": 5}
     model = build_model(with_options(corrected(), options), specs)
     terms = step(model, Batch({name: torch.randn(3, 4, 5) for name in specs})).terms

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fcid.golden_case import Case, RecordedDraws, cases, close
 from torch import Tensor, nn
 
+from fcid.golden_case import Case, RecordedDraws, cases, close
 from toc_cli.fcid.codebook import Codebook, equal_clips, perplexity
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import published

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from fcid.golden_case import Case, RecordedDraws, cases, close
 from torch import Tensor, nn
 
+from fcid.golden_case import Case, RecordedDraws, cases, close
 from toc_cli.fcid import aligner
 from toc_cli.fcid.aligner import Aligner, Pair
 from toc_cli.fcid.batch import Batch
@@ -297,7 +297,8 @@ class MiOnly(Aligner[None]):
         return self.fixed
 
     forward: Callable[..., Any]
-    losses: Callable[..., Any]
+    terms: Callable[..., Any]
+    stats: Callable[..., Any]
 
     def encode(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Any: ...
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
@@ -21,9 +23,13 @@ from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.losses.club import GuessNet, club, club_over_features, loglikelihood, other_clips
 from toc_cli.fcid.losses.cmcm import code_scores, published_cmcm, symmetric_cmcm
 from toc_cli.fcid.losses.commitment import commitment
+from toc_cli.fcid.losses.cpc import cpc
 from toc_cli.fcid.masks import both
+from toc_cli.fcid.modules.decoder import MapDecoder, VectorDecoder
+from toc_cli.fcid.modules.specific import MapSpecificEncoder, VectorSpecificEncoder
 
 Masks = dict[str, Tensor | None]
+Term = Callable[[], dict[str, Tensor]]
 Features = TypeVar("Features")
 
 
@@ -95,8 +101,12 @@ class Aligner(nn.Module, ABC, Generic[Features]):
         """Encode and quantise; in training mode the codebook takes its EMA step."""
 
     @abstractmethod
-    def losses(self, features: Features, batch: Batch, draws: Draws, comm: Comm) -> StepLosses:
-        """Every term of the loss; reads the MI nets as they are."""
+    def terms(self, features: Features, batch: Batch, draws: Draws, comm: Comm) -> dict[str, Term]:
+        """The terms of the loss by the name of their weight, each to be computed by calling it."""
+
+    @abstractmethod
+    def stats(self, features: Features, comm: Comm) -> dict[str, float]:
+        """How the codebooks are used."""
 
     @abstractmethod
     def pairs(self, features: Features, batch: Batch) -> dict[str, Pair]:
@@ -111,6 +121,15 @@ class Aligner(nn.Module, ABC, Generic[Features]):
         if mi_optimizer is not None:
             self.update_mi(features, batch, mi_optimizer, comm)
         return self.losses(features, batch, draws, comm)
+
+    def losses(self, features: Features, batch: Batch, draws: Draws, comm: Comm) -> StepLosses:
+        """Every term and their weighted sum; reads the MI nets as they are."""
+        terms: dict[str, Tensor] = {}
+        for compute in self.terms(features, batch, draws, comm).values():
+            terms |= compute()
+        weights = dataclasses.asdict(self.config.weights)
+        total = torch.stack([weights[name.split(".")[0]] * term for name, term in terms.items()]).sum()
+        return StepLosses(total, terms, self.stats(features, comm))
 
     def update_mi(
         self, features: Features, batch: Batch, optimizer: torch.optim.Optimizer, comm: Comm
@@ -141,6 +160,11 @@ class Aligner(nn.Module, ABC, Generic[Features]):
         weight = pair.seconds if pair.x.dim() == 3 else pair.clips
         return comm.mean(rows.flatten(), None if weight is None else weight.flatten())
 
+    def club(self, features: Features, batch: Batch, draws: Draws, comm: Comm) -> dict[str, Tensor]:
+        """A bound on the mutual information of every pair."""
+        pairs = self.pairs(features, batch)
+        return {f"club.{name}": self.mutual_information(name, pair, draws, comm) for name, pair in pairs.items()}
+
     def mutual_information(self, name: str, pair: Pair, draws: Draws, comm: Comm) -> Tensor:
         """The CLUB estimate over the batch of all ranks."""
         with _frozen(self.mi[name]):
@@ -166,6 +190,31 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 
     def _target(self, y: Tensor) -> Tensor:
         return F.layer_norm(y, y.shape[-1:]) if self.config.club == "rows" else y
+
+    # -- predictive coding -------------------------------------------------------------------------------------------
+
+    def predictive_coding(
+        self, nets: nn.ModuleDict, general: dict[str, Tensor], batch: Batch, draws: Draws, comm: Comm
+    ) -> Tensor:
+        """Cross-modal CPC among the modalities of `nets`, at one anchor second or at all."""
+        x = {name: general[name] for name in nets}
+        predictions = {name: net(x[name]) for name, net in nets.items()}
+        length, steps = next(iter(x.values())).shape[1], self.config.cpc_steps
+        last = length - steps - 1
+        if last < 1:
+            raise InputError(
+                f"CPC needs clips of at least {steps + 2} seconds; these have {length}.", "Set weights.cpc = 0."
+            )
+        if self.config.cpc_anchors == "all":
+            anchors = torch.arange(1, last + 1)
+        else:
+            anchors = torch.tensor([draws.anchor(1, last)])
+        masks = [batch.seconds(name) for name in nets]
+        seconds = [None if mask is None else comm.gather(mask) for mask in masks]
+        targets = [comm.gather(rows) for rows in x.values()]
+        guesses = [comm.gather(rows) for rows in predictions.values()]
+        with exact(targets[0].device):
+            return cpc(targets, guesses, anchors.to(targets[0].device), seconds)
 
     # -- quantisation -----------------------------------------------------------------------------------------------
 
@@ -215,15 +264,15 @@ class Aligner(nn.Module, ABC, Generic[Features]):
         """cmcm: half the sum over pairs of modalities."""
         usage = {name: comm.gather(use) for name, use in quantised.usage.items()}
         there = {name: None if clips[name] is None else comm.gather(clips[name]) for name in usage}  # type: ignore[arg-type]
-        names, total = list(usage), next(iter(usage.values())).new_zeros(())
-        for i, first in enumerate(names):
-            for second in names[i + 1 :]:
+        total = next(iter(usage.values())).new_zeros(())
+        for first, second in itertools.combinations(usage, 2):
+            with exact(total.device):
                 scores = code_scores(usage[first], usage[second])
-                rows = both(there[first], there[second])
-                if self.config.cmcm == "symmetric":
-                    total = total + symmetric_cmcm(scores, rows)
-                else:
-                    total = total + published_cmcm(scores if rows is None else scores[rows][:, rows])
+            rows = both(there[first], there[second])
+            if self.config.cmcm == "symmetric":
+                total = total + symmetric_cmcm(scores, rows)
+            else:
+                total = total + published_cmcm(scores if rows is None else scores[rows][:, rows])
         return total / 2
 
     def codebook_stats(self, level: str, quantised: Quantised, comm: Comm) -> dict[str, float]:
@@ -278,6 +327,12 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 
     # -- for the trainer --------------------------------------------------------------------------------------------
 
+    def compile_blocks(self) -> None:
+        """`torch.compile`, in place, the parts that are tensors in, tensors out: specific encoders and decoders."""
+        for module in self.modules():
+            if isinstance(module, (MapSpecificEncoder, VectorSpecificEncoder, MapDecoder, VectorDecoder)):
+                module.compile()
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`main`: what the loss trains; `mi`: what `update_mi` trains."""
         mi = {id(p) for p in self.mi.parameters()}
@@ -292,11 +347,6 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 def mi_nets(config: ModelConfig, widths: dict[str, int]) -> nn.ModuleDict:
     """A net per pair of features; `widths` are those of the specific ones."""
     return nn.ModuleDict({name: GuessNet(config.width, width, config.width) for name, width in widths.items()})
-
-
-def weighted(terms: dict[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """sum of weight * term; a term's weight is that of its first word."""
-    return torch.stack([weights[name.split(".")[0]] * term for name, term in terms.items()]).sum()
 
 
 def exact(device: torch.device) -> torch.autocast:

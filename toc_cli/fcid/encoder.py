@@ -23,8 +23,13 @@ class Specific:
 
     features: Tensor
     """(B, T, S), or (P', B * T, S) for maps, position-major."""
-    pooled: Tensor
-    """(B, T, S) or (B, T, C): what the mutual-information nets see."""
+    pooled: Tensor | None
+    """(B, T, S) or (B, T, C): what the mutual-information nets see; None for maps without such nets."""
+
+    def for_mi(self) -> Tensor:
+        """`pooled`, which must be there."""
+        assert self.pooled is not None
+        return self.pooled
 
 
 @dataclass(frozen=True)
@@ -39,21 +44,22 @@ class Coarse:
 class ModalityEncoder(nn.Module):
     """One modality's road to the shared space (`general`) and to its own (`own`)."""
 
-    def __init__(self, spec: ModalitySpec, config: ModelConfig, own: bool, width_in: int | None = None) -> None:
+    def __init__(self, spec: ModalitySpec, config: ModelConfig, own: bool) -> None:
         super().__init__()
         self.spec = spec
-        width_in = width_in or spec.width
-        inner = config.feedforward or 4 * config.width
-        self.semantic = MapSemanticEncoder(spec.width, config.spatial_attention) if spec.spatial else None
-        if spec.spatial and config.spatial_attention == "layout":
-            width_in = spec.width * spec.spatial[0] * spec.spatial[1]
-        self.temporal = TemporalBlock(width_in, config.width, config.heads, inner, config.layers)
+        self.semantic: MapSemanticEncoder | None = None
         self.specific: MapSpecificEncoder | VectorSpecificEncoder | None = None
-        if own and spec.spatial:
-            width_map = config.specific_width(spec)
-            self.specific = MapSpecificEncoder((spec.spatial[0], spec.spatial[1]), spec.width, width_map)
+        width_in, own_width = spec.width, config.specific_width(spec)
+        if spec.spatial:
+            size = (spec.spatial[0], spec.spatial[1])
+            self.semantic = MapSemanticEncoder(spec.width, config.spatial_attention)
+            width_in = self.semantic.width_out(size)
+            if own:
+                self.specific = MapSpecificEncoder(size, spec.width, own_width, pooled=config.weights.club != 0)
         elif own:
-            self.specific = VectorSpecificEncoder(width_in, config.specific_width(spec))
+            self.specific = VectorSpecificEncoder(spec.width, own_width)
+        inner = config.feedforward or 4 * config.width
+        self.temporal = TemporalBlock(width_in, config.width, config.heads, inner, config.layers)
 
     def maps(self, x: Tensor) -> Tensor:
         """(B, T, H, W, C) -> (H * W, B * T, C); vectors stay as they are."""
@@ -70,7 +76,7 @@ class ModalityEncoder(nn.Module):
         """What `maps` returns -> the specific features."""
         if isinstance(self.specific, MapSpecificEncoder):
             features, pooled = self.specific(x)
-            return Specific(features, pooled.unflatten(0, (-1, length)))
+            return Specific(features, None if pooled is None else pooled.unflatten(0, (-1, length)))
         assert self.specific is not None
         features = self.specific(x)
         return Specific(features, features)

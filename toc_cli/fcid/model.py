@@ -5,7 +5,7 @@ Legend: B clips, T seconds, D shared width, K codes. General features are shared
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from toc_cli.errors import InputError
-from toc_cli.fcid.aligner import Aligner, Encoded, Masks, Pair, StepLosses, exact, mi_nets, weighted
+from toc_cli.fcid.aligner import Aligner, Encoded, Pair, Term, exact, mi_nets
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.codebook import Codebook, Quantised
 from toc_cli.fcid.comm import Comm
@@ -22,7 +22,7 @@ from toc_cli.fcid.config import ModalitySpec, ModelConfig
 from toc_cli.fcid.decoder import FCIDDecoder
 from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.encoder import Coarse, CoarseHead, ModalityEncoder, Specific
-from toc_cli.fcid.losses.cpc import ContextNet, cpc
+from toc_cli.fcid.losses.cpc import ContextNet
 from toc_cli.fcid.losses.infonce import infonce, same_caption
 from toc_cli.fcid.losses.reconstruction import reconstruction
 from toc_cli.fcid.masks import both, time_mean
@@ -97,24 +97,27 @@ class FCID(Aligner[FCIDFeatures]):
             general, specific, coarse, fine_quantised, self.quantise("coarse", vectors, clips, draws, comm, match)
         )
 
-    def losses(self, features: FCIDFeatures, batch: Batch, draws: Draws, comm: Comm) -> StepLosses:
-        weights = dataclasses.asdict(self.config.weights)
-        terms: dict[str, Tensor] = {}
-        if weights["club"]:
-            for name, pair in self.pairs(features, batch).items():
-                terms[f"club.{name}"] = self.mutual_information(name, pair, draws, comm)
-        if weights["cpc"]:
-            terms["cpc"] = self._cpc(features, batch, draws, comm)
-        with exact(features.coarse_quantised.raw[self.config.fine[0]].device):
-            terms |= self._alignment(features, batch, comm) | self._quantisation(features, batch, comm)
-        if weights["fine_reconstruction"]:
-            terms |= self._fine_reconstruction(features, batch, comm)
-        if weights["coarse_reconstruction"]:
-            terms |= self._coarse_reconstruction(features, batch, comm)
+    def terms(self, features: FCIDFeatures, batch: Batch, draws: Draws, comm: Comm) -> dict[str, Term]:
+        table: dict[str, Term] = {
+            "club": lambda: self.club(features, batch, draws, comm),
+            "cpc": lambda: self._cpc(features, batch, draws, comm),
+            "infonce": lambda: self._text_infonce(features, batch, comm),
+            "second_infonce": lambda: self._second_infonce(features, batch, comm),
+            "clip_infonce": lambda: self._clip_infonce(features, batch, comm),
+            "coarse_infonce": lambda: self._coarse_infonce(features, batch, comm),
+            "fine_reconstruction": lambda: self._fine_reconstruction(features, batch, comm),
+            "coarse_reconstruction": lambda: self._coarse_reconstruction(features, batch, comm),
+            "fine_commitment": lambda: self._fine_commitment(features, batch, comm),
+            "commitment": lambda: self._commitment(features, batch, comm),
+            "cmcm": lambda: self._cmcm(features, batch, comm),
+        }
+        return {name: term for name, term in table.items() if getattr(self.config.weights, name)}
+
+    def stats(self, features: FCIDFeatures, comm: Comm) -> dict[str, float]:
         stats = self.codebook_stats("coarse", features.coarse_quantised, comm)
         if features.fine_quantised is not None:
             stats |= self.codebook_stats("fine", features.fine_quantised, comm)
-        return StepLosses(weighted(terms, weights), terms, stats)
+        return stats
 
     def pairs(self, features: FCIDFeatures, batch: Batch) -> dict[str, Pair]:
         """Per fine modality its seconds; per coarse one its clip vectors; and those of the fine ones, stacked."""
@@ -123,7 +126,7 @@ class FCID(Aligner[FCIDFeatures]):
         fine, pairs = self.config.fine, {}
         for name in fine:
             seconds = batch.seconds(name)
-            pairs[name] = Pair(features.general[name], features.specific[name].pooled, seconds, batch.clips(name))
+            pairs[name] = Pair(features.general[name], features.specific[name].for_mi(), seconds, batch.clips(name))
         for name in self.config.coarse:
             coarse = features.coarse[name]
             assert coarse.specific is not None
@@ -137,57 +140,61 @@ class FCID(Aligner[FCIDFeatures]):
         pairs["clip"] = Pair(general, own, None, clips, stacked=len(fine))
         return pairs
 
-    def _cpc(self, features: FCIDFeatures, batch: Batch, draws: Draws, comm: Comm) -> Tensor:
+    def _cpc(self, features: FCIDFeatures, batch: Batch, draws: Draws, comm: Comm) -> dict[str, Tensor]:
+        """From the seconds so far of one fine modality, the next one of the other."""
         assert self.cpc is not None
-        x = [features.general[name] for name in self.config.fine]
-        predictions = [net(rows) for net, rows in zip(self.cpc.values(), x, strict=True)]
-        last = x[0].shape[1] - self.config.cpc_steps - 1
-        if last < 1:
-            raise InputError(
-                f"CPC needs clips of at least {self.config.cpc_steps + 2} seconds; these have {x[0].shape[1]}.",
-                "Set weights.cpc = 0.",
-            )
-        if self.config.cpc_anchors == "one":
-            anchors = torch.tensor([draws.anchor(1, last)], device=x[0].device)
-        else:
-            anchors = torch.arange(1, last + 1, device=x[0].device)
-        seconds = [_gathered(batch.seconds(name), comm) for name in self.config.fine]
-        with exact(x[0].device):
-            return cpc([comm.gather(z) for z in x], [comm.gather(p) for p in predictions], anchors, seconds)
+        return {"cpc": self.predictive_coding(self.cpc, features.general, batch, draws, comm)}
 
-    def _alignment(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
-        """The InfoNCE terms."""
-        config, weights, terms = self.config, self.config.weights, {}
-        excluded = None
-        if config.same_caption == "ignored" and batch.caption is not None:
+    def _text_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """Every fine modality's coarse vectors against those of every coarse modality."""
+        excluded, terms = None, {}
+        if self.config.same_caption == "ignored" and batch.caption is not None:
             excluded = same_caption(comm.gather(batch.caption))
-        vectors = {name: comm.gather(c.general) for name, c in features.coarse.items()}
-        clips = {name: _gathered(batch.clips(name), comm) for name in vectors}
-
-        def term(query: Tensor, key: Tensor, rows: Tensor | None, excluded: Tensor | None) -> Tensor:
-            both_ways = config.infonce == "both"
-            return infonce(query, key, config.temperature, both_ways=both_ways, excluded=excluded, rows=rows)
-
-        if weights.infonce:
-            for name in config.fine:
-                for text in config.coarse:
-                    rows = both(clips[name], clips[text])
-                    terms[f"infonce.{name}.{text}"] = term(vectors[name], vectors[text], rows, excluded)
-        for i, first in enumerate(config.fine):
-            for second in config.fine[i + 1 :]:
-                a, b = features.general[first], features.general[second]
-                pair, there = f"{first}.{second}", both(clips[first], clips[second])
-                if weights.second_infonce:
-                    seconds = both(batch.seconds(first), batch.seconds(second))
-                    rows = _flat_gathered(seconds, comm)
-                    flat = (comm.gather(a).flatten(0, 1), comm.gather(b).flatten(0, 1))
-                    terms[f"second_infonce.{pair}"] = term(*flat, rows, None)
-                if weights.clip_infonce:
-                    means = [comm.gather(time_mean(x, batch.seconds(n))) for x, n in ((a, first), (b, second))]
-                    terms[f"clip_infonce.{pair}"] = term(means[0], means[1], there, None)
-                if weights.coarse_infonce:
-                    terms[f"coarse_infonce.{pair}"] = term(vectors[first], vectors[second], there, None)
+        for name, text in itertools.product(self.config.fine, self.config.coarse):
+            rows = both(batch.clips(name), batch.clips(text))
+            vectors = features.coarse[name].general, features.coarse[text].general
+            terms[f"infonce.{name}.{text}"] = self._infonce(*vectors, rows, comm, excluded)
         return terms
+
+    def _second_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """The same second of two fine modalities, against every other second of every clip."""
+        terms = {}
+        for a, b in itertools.combinations(self.config.fine, 2):
+            rows = both(batch.seconds(a), batch.seconds(b))
+            seconds = features.general[a].flatten(0, 1), features.general[b].flatten(0, 1)
+            terms[f"second_infonce.{a}.{b}"] = self._infonce(*seconds, None if rows is None else rows.flatten(), comm)
+        return terms
+
+    def _clip_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """The means over time of the fine features, clip against clip."""
+        terms = {}
+        for a, b in itertools.combinations(self.config.fine, 2):
+            first, second = (time_mean(features.general[name], batch.seconds(name)) for name in (a, b))
+            rows = both(batch.clips(a), batch.clips(b))
+            terms[f"clip_infonce.{a}.{b}"] = self._infonce(first, second, rows, comm)
+        return terms
+
+    def _coarse_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """The coarse vectors of the fine modalities against each other."""
+        terms = {}
+        for a, b in itertools.combinations(self.config.fine, 2):
+            vectors = features.coarse[a].general, features.coarse[b].general
+            terms[f"coarse_infonce.{a}.{b}"] = self._infonce(*vectors, both(batch.clips(a), batch.clips(b)), comm)
+        return terms
+
+    def _infonce(
+        self, query: Tensor, key: Tensor, rows: Tensor | None, comm: Comm, excluded: Tensor | None = None
+    ) -> Tensor:
+        config = self.config
+        with exact(query.device):
+            return infonce(
+                comm.gather(query),
+                comm.gather(key),
+                config.temperature,
+                both_ways=config.infonce == "both",
+                excluded=excluded,
+                rows=None if rows is None else comm.gather(rows),
+            )
 
     def _fine_reconstruction(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
         terms = {}
@@ -206,22 +213,25 @@ class FCID(Aligner[FCIDFeatures]):
             terms[f"coarse_reconstruction.{name}"] = reconstruction(decoded, target, batch.clips(name), comm)
         return terms
 
-    def _quantisation(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
-        """Commitment at both levels, and cmcm at the coarse one."""
-        weights = self.config.weights
-        terms: dict[str, Tensor] = {}
-        if features.fine_quantised is not None:
-            masks = {name: batch.seconds(name) for name in features.general}
-            losses = self.commitments(features.general, features.fine_quantised, masks, comm)
-            terms |= {f"fine_commitment.{name}": loss for name, loss in losses.items()}
-        vectors = {name: c.general[:, None] for name, c in features.coarse.items()}
-        clips: Masks = {name: batch.clips(name) for name in vectors}
-        columns = {name: _column(there) for name, there in clips.items()}
-        losses = self.commitments(vectors, features.coarse_quantised, columns, comm)
-        terms |= {f"commitment.{name}": loss for name, loss in losses.items()}
-        if weights.cmcm:
-            terms["cmcm"] = self.code_matching(features.coarse_quantised, clips, comm)
-        return terms
+    def _fine_commitment(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """Seconds towards their codes and those of the other modality at the same second."""
+        if features.fine_quantised is None:
+            return {}
+        masks = {name: batch.seconds(name) for name in features.general}
+        losses = self.commitments(features.general, features.fine_quantised, masks, comm)
+        return {f"fine_commitment.{name}": loss for name, loss in losses.items()}
+
+    def _commitment(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """Clip vectors towards their codes and those of the other modalities."""
+        vectors = {name: coarse.general[:, None] for name, coarse in features.coarse.items()}
+        masks = {name: _column(batch.clips(name)) for name in vectors}
+        losses = self.commitments(vectors, features.coarse_quantised, masks, comm)
+        return {f"commitment.{name}": loss for name, loss in losses.items()}
+
+    def _cmcm(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """Clips use the coarse codes as their other modalities do."""
+        clips = {name: batch.clips(name) for name in features.coarse}
+        return {"cmcm": self.code_matching(features.coarse_quantised, clips, comm)}
 
     def encode(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Encoded:
         encoder = self.encoder.of(modality)
@@ -283,11 +293,3 @@ def build_model(config: ModelConfig, specs: Mapping[str, ModalitySpec]) -> FCID 
 
 def _column(clips: Tensor | None) -> Tensor | None:
     return None if clips is None else clips[:, None]
-
-
-def _gathered(mask: Tensor | None, comm: Comm) -> Tensor | None:
-    return None if mask is None else comm.gather(mask)
-
-
-def _flat_gathered(mask: Tensor | None, comm: Comm) -> Tensor | None:
-    return None if mask is None else comm.gather(mask).flatten()

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from toc_cli.errors import InputError
-from toc_cli.fcid.aligner import Aligner, Encoded, Pair, StepLosses, exact, mi_nets, weighted
+from toc_cli.fcid.aligner import Aligner, Encoded, Pair, Term, mi_nets
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.codebook import Codebook, Quantised
 from toc_cli.fcid.comm import Comm
@@ -22,7 +21,7 @@ from toc_cli.fcid.config import ModalitySpec, ModelConfig
 from toc_cli.fcid.decoder import FineDecoder
 from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.encoder import ModalityEncoder, Specific
-from toc_cli.fcid.losses.cpc import ContextNet, cpc
+from toc_cli.fcid.losses.cpc import ContextNet
 from toc_cli.fcid.losses.reconstruction import reconstruction
 from toc_cli.fcid.masks import time_mean
 
@@ -88,46 +87,48 @@ class Uniform(Aligner[UniformFeatures]):
         match = self.config.weights.cmcm != 0
         return UniformFeatures(inputs, general, specific, self.quantise("fine", general, masks, draws, comm, match))
 
-    def losses(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> StepLosses:
-        weights = dataclasses.asdict(self.config.weights)
-        masks = {name: batch.seconds(name) for name in features.general}
-        terms: dict[str, Tensor] = {}
-        if weights["club"]:
-            for name, pair in self.pairs(features, batch).items():
-                terms[f"club.{name}"] = self.mutual_information(name, pair, draws, comm)
-        if self.cpc is not None:
-            terms["cpc"] = self._cpc(features, batch, draws, comm)
-        if weights["fine_reconstruction"]:
-            for name, target in features.inputs.items():
-                fixed = target.detach() if self.config.coarse_targets == "fixed" else target
-                decoded = self.decode(name, features.quantised.vectors[name], features.specific[name].features)
-                terms[f"fine_reconstruction.{name}"] = reconstruction(decoded, fixed, masks[name], comm)
-        with exact(features.general[self.config.fine[0]].device):
-            committed = self.commitments(features.general, features.quantised, masks, comm)
-            terms |= {f"commitment.{name}": loss for name, loss in committed.items()}
-            if weights["cmcm"]:
-                clips = {name: batch.clips(name) for name in features.general}
-                terms["cmcm"] = self.code_matching(features.quantised, clips, comm)
-        return StepLosses(weighted(terms, weights), terms, self.codebook_stats("fine", features.quantised, comm))
+    def terms(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> dict[str, Term]:
+        table: dict[str, Term] = {
+            "club": lambda: self.club(features, batch, draws, comm),
+            "cpc": lambda: self._cpc(features, batch, draws, comm),
+            "fine_reconstruction": lambda: self._reconstruction(features, batch, comm),
+            "commitment": lambda: self._commitment(features, batch, comm),
+            "cmcm": lambda: self._cmcm(features, batch, comm),
+        }
+        return {name: term for name, term in table.items() if getattr(self.config.weights, name)}
+
+    def stats(self, features: UniformFeatures, comm: Comm) -> dict[str, float]:
+        return self.codebook_stats("fine", features.quantised, comm)
 
     def pairs(self, features: UniformFeatures, batch: Batch) -> dict[str, Pair]:
         """Quantised against specific features, per modality."""
         vectors, own = features.quantised.vectors, features.specific
-        return {n: Pair(vectors[n], own[n].pooled, batch.seconds(n), batch.clips(n)) for n in self.mi}
+        return {n: Pair(vectors[n], own[n].for_mi(), batch.seconds(n), batch.clips(n)) for n in self.mi}
 
-    def _cpc(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> Tensor:
+    def _cpc(self, features: UniformFeatures, batch: Batch, draws: Draws, comm: Comm) -> dict[str, Tensor]:
+        """From the seconds so far of one modality, the next one of each."""
         assert self.cpc is not None
-        x = [features.general[name] for name in self.cpc]
-        predictions = [net(rows) for net, rows in zip(self.cpc.values(), x, strict=True)]
-        last = x[0].shape[1] - self.config.cpc_steps - 1
-        if self.config.cpc_anchors == "one":
-            anchors = torch.tensor([draws.anchor(1, last)], device=x[0].device)
-        else:
-            anchors = torch.arange(1, last + 1, device=x[0].device)
-        masks = [batch.seconds(name) for name in self.cpc]
-        seconds = [None if mask is None else comm.gather(mask) for mask in masks]
-        with exact(x[0].device):
-            return cpc([comm.gather(z) for z in x], [comm.gather(p) for p in predictions], anchors, seconds)
+        return {"cpc": self.predictive_coding(self.cpc, features.general, batch, draws, comm)}
+
+    def _reconstruction(self, features: UniformFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """Quantised and specific features back to the input, for text to the states of its LSTM."""
+        terms = {}
+        for name, target in features.inputs.items():
+            fixed = target.detach() if self.config.coarse_targets == "fixed" else target
+            decoded = self.decode(name, features.quantised.vectors[name], features.specific[name].features)
+            terms[f"fine_reconstruction.{name}"] = reconstruction(decoded, fixed, batch.seconds(name), comm)
+        return terms
+
+    def _commitment(self, features: UniformFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """Seconds towards their codes and those of the other modalities at the same second."""
+        masks = {name: batch.seconds(name) for name in features.general}
+        losses = self.commitments(features.general, features.quantised, masks, comm)
+        return {f"commitment.{name}": loss for name, loss in losses.items()}
+
+    def _cmcm(self, features: UniformFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
+        """Clips use the codes as their other modalities do."""
+        clips = {name: batch.clips(name) for name in features.general}
+        return {"cmcm": self.code_matching(features.quantised, clips, comm)}
 
     def encode(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Encoded:
         encoder = cast(ModalityEncoder, self.encoder[modality])

@@ -23,7 +23,11 @@ class MapSemanticEncoder(nn.Module):
         self.squeeze = nn.Linear(width, bottleneck, bias=False)
         self.excite = nn.Linear(bottleneck, width, bias=False)
         self.attention = PositionAttention(width) if attention == "positions" else None
-        self.layout = attention == "layout"
+        self.width, self.layout = width, attention == "layout"
+
+    def width_out(self, size: tuple[int, int]) -> int:
+        """Features per frame of maps of that size."""
+        return self.width * size[0] * size[1] if self.layout else self.width
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(0)

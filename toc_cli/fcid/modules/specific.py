@@ -36,19 +36,19 @@ class ResidualBlock(nn.Module):
 
 
 class MapSpecificEncoder(nn.Module):
-    """(P, F, C) -> the specific map (P', F, S) and its pooled vector (F, C) for the mutual-information nets."""
+    """(P, F, C) -> the specific map (P', F, S) and, if `pooled`, a vector (F, C) of it for the mutual-information nets."""
 
-    def __init__(self, size: tuple[int, int], width: int, width_map: int) -> None:
+    def __init__(self, size: tuple[int, int], width: int, width_map: int, pooled: bool = True) -> None:
         super().__init__()
         half = max(1, width_map // 2)
         self.first = SmallConv(size, width, half)
         self.second = SmallConv(self.first.size_out, half, width_map)
         self.third = SmallConv(self.second.size_out, width_map, width_map, side=1)
         self.residual = ResidualBlock(self.third.size_out, width_map)
-        self.pool = nn.Sequential(nn.Linear(width_map, half), nn.ReLU(), nn.Linear(half, width))
+        self.pool = nn.Sequential(nn.Linear(width_map, half), nn.ReLU(), nn.Linear(half, width)) if pooled else None
         self.size_out = self.third.size_out
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         z = self.third(torch.relu(self.second(torch.relu(self.first(x)))))
         specific = self.residual(z)
-        return specific, self.pool(specific.mean(0))
+        return specific, None if self.pool is None else self.pool(specific.mean(0))
