@@ -7,10 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from fcid.tiny import tiny_config
 from toc_cli.fcid.data import open_split
 from toc_cli.fcid.run_folder import RunFolder
-from toc_cli.fcid.settings import merge
 from toc_cli.fcid.train_config import run_config
 from toc_cli.fcid.trainer import Trainer
 
@@ -54,10 +52,10 @@ def label(group: h5py.Group, name: str, values: np.ndarray, **attributes: int) -
         group[name].attrs[key] = value
 
 
-def trained(data: Path, folder: Path, epochs: int = 6, **model: object) -> Path:
-    """A run of a few epochs."""
-    table = merge(tiny_config(epochs=epochs, batch_size=12).table(), {"model": model})
-    config = run_config(table)
+def trained(data: Path, folder: Path, epochs: int = 1, **model: object) -> Path:
+    """A run of a few epochs, D=8, K=6; `model` are settings of the model, the rest is of its profile."""
+    small = {"width": 8, "heads": 2, "codebook": {"size": 6}, **model}
+    config = run_config({"model": small, "train": {"epochs": epochs, "batch_size": 12, "lr": 3e-3, "schedule": "constant"}})
     names = config.model.modalities
     splits = {name: open_split(data, name, names) for name in ("train", "val")}
     Trainer(config, splits["train"], RunFolder(folder), validation=splits["val"]).fit()
