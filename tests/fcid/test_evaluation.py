@@ -107,6 +107,17 @@ def test_classification_is_the_probe_on_the_models_own_read_out(run: Path, data:
     assert row["results"]["full"]["seeds"] == pytest.approx(found, abs=1.01 / COUNTS["a_test"])  # one clip of rounding
 
 
+def test_all_dimensions_do_not_depend_on_what_is_cut_beside_them(
+    run: Path, data: Path, record: dict[str, Any]
+) -> None:
+    alone = evaluate(run, data, EvaluateOptions(keep=(), tasks=("label_clip",), **SMALL))
+    for part in ("classification", "retrieval", "generation"):
+        for row in rows(alone, part):
+            where = {key: row[key] for key in ("from", "to", "vectors") if key in row}
+            found = rows(record, part, **where)[0]["results"]["full"]
+            assert {key: found[key] for key in row["results"]["full"]} == row["results"]["full"]
+
+
 def test_generation_is_the_models_own_decoder(run: Path, data: Path, record: dict[str, Any]) -> None:
     model, _ = load_model(run)
     x = {}
@@ -153,12 +164,14 @@ def test_it_repeats_itself(run: Path, data: Path) -> None:
 @pytest.mark.parametrize("model", [{"readout": "fine"}, {"readout": "coarse"}], ids=str)
 def test_read_outs(data: Path, tmp_path: Path, model: dict[str, object]) -> None:
     run = trained(data, tmp_path / "run", epochs=1, **model)
-    options = EvaluateOptions(keep=(), parts=("classification", "localisation"), **SMALL)
+    options = EvaluateOptions(keep=(), parts=("classification", "localisation", "retrieval"), **SMALL)
     record = evaluate(run, data, options)
     schema.validate(record)
     levels = {tuple(row["levels"]) for row in rows(record, "localisation") if row["from"]}
     assert levels == {(model["readout"],)}
+    assert rows(record, "retrieval", **{"from": "audio", "to": "video"})[0]["levels"] == [model["readout"]]
     # text has clip codes only: with it, pairs meet at the coarse level
+    assert rows(record, "retrieval", **{"from": "audio", "to": "text"})[0]["levels"] == ["coarse"]
     assert rows(record, "classification", **{"from": "audio", "to": "text"})[0]["levels"] == ["coarse"]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from toc_cli.errors import InputError
 from toc_cli.fcid.evaluation.sources import Reading, Source
-from toc_cli.ops.moments import Moments, PairMoments, cross_moments, merge, merge_cross, moments, pair_moments
+from toc_cli.ops.moments import Moments, PairMoments, cross_moments, merge, moments, pair_moments
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.rotation import Rotation, pca, usage_covariance, xcov
 
@@ -60,7 +60,7 @@ class Census:
         """`pca` of the codes, or `xcov` of the pairs."""
         if criterion == "pca":
             return pca([self.full.levels[0].codes[0]], [self.usage])
-        return xcov([reduce(merge_cross, [cross_moments(a, b)]) for a, b in self._pairs()])
+        return xcov([cross_moments(a, b) for a, b in self._pairs()])
 
     def _pairs(self) -> Sequence[tuple[Tensor, Tensor]]:
         if not self.pairs:

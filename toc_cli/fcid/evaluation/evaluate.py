@@ -74,7 +74,7 @@ class Evaluation:
     ) -> None:
         self.path, self.data, self.options, self.progress = path, data, options, progress
         self.warnings: list[tuple[str, str]] = []
-        self.source = self._source(codebook)
+        self.source = self._source(codebook, bool(options.keep or artefacts))
         self.modalities = self._modalities()
         self.splits = Splits(data, self.modalities)
         self.trials = self._trials()
@@ -113,16 +113,16 @@ class Evaluation:
 
     # -- what is evaluated ------------------------------------------------------------------------------------------
 
-    def _source(self, codebook: tuple[str, Quantiser] | None) -> Source:
+    def _source(self, codebook: tuple[str, Quantiser] | None, cut: bool) -> Source:
         if codebook is None:
             model, config = load_model(self.path)
             return Run(model, config, device_of(self.options.device))
         key, book = codebook
         level = book.levels[0]
         plain = len(book.levels) == 1 and book.heads == 1 and book.width == book.dim and book.metric == "euclidean"
-        if self.options.keep and not (plain and level.kept is None and level.rotation is None):
+        if cut and not (plain and level.kept is None and level.rotation is None):
             raise UsageError(
-                f"--keep {','.join(self.options.keep)} cuts the codebooks of a run, or one plain codebook; "
+                "--keep and --artefact cut the codebooks of a run, or one plain codebook; "
                 f"{printable(key)} of {self.path.name} is pruned already, or has levels, heads or a projection.",
                 "Evaluate it as it is with --keep none; toc optimize prunes any codebook.",
             )
@@ -163,8 +163,8 @@ class Evaluation:
 
     def _variants(self, artefacts: Mapping[Path, Pruned]) -> list[Variant]:
         options = self.options
-        if not options.keep and not artefacts:
-            return [forms.full(self.source.books)]
+        if isinstance(self.source, Codes) and not options.keep and not artefacts:
+            return [forms.full(self.source.books)]  # any codebook can be read as it is
         with self.progress("encoding", len(self.modalities), "modalities") as advance:
             readings = {}
             for name in self.modalities:
@@ -172,8 +172,8 @@ class Evaluation:
                 advance(1)
         censuses = census.take(self.source, readings)
         self.reader.spreads = {name: own.spread for name, own in censuses.items()}
-        random_draws = options.probe_seeds
-        found = forms.variants(censuses, options.keep, options.criteria, options.weights, random_draws, options.seed)
+        criteria = options.criteria if options.keep else ()
+        found = forms.variants(censuses, options.keep, criteria, options.weights, options.probe_seeds, options.seed)
         if artefacts:
             found += forms.in_both_forms(censuses, [self._stands(artefacts)], ARTEFACT, None, None)
         return found

@@ -50,21 +50,17 @@ class Course:
 
 def courses(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) -> list[Course]:
     """Every probe to train: trials that share training and validation share their probes."""
-    targets: dict[tuple[str, int, str, Levels], list[Target]] = defaultdict(list)
-    first: dict[tuple[str, int], Trial] = {}
+    targets: dict[tuple[Trial, str, Levels], list[Target]] = defaultdict(list)
+    first: dict[tuple[Task, Split, Split | None], Trial] = {}
     for trial in trials:
-        key = (trial.task.name, id(trial.train))
-        first.setdefault(key, trial)
+        lead = first.setdefault((trial.task, trial.train, trial.val), trial)
         for a in modalities:
             for b in modalities:
                 levels = shared_levels(reader.source, a, b, "probed")
                 learnt = bool(levels) and fits(reader, trial.task, trial.train, a, levels)
                 if learnt and fits(reader, trial.task, trial.test, b, levels):
-                    targets[key + (a, levels)].append((trial, b))  # noqa: RUF005
-    return [
-        Course(first[name, train], modality, levels, tuple(own))
-        for (name, train, modality, levels), own in targets.items()
-    ]
+                    targets[lead, a, levels].append((trial, b))
+    return [Course(lead, modality, levels, tuple(own)) for (lead, modality, levels), own in targets.items()]
 
 
 def fits(reader: Reader, task: Task, split: Split, modality: str, levels: Levels) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,6 +57,9 @@ class Source(Protocol):
 
     def retrieved(self, modality: str) -> tuple[str, ...]:
         """Levels whose codes stand for a clip."""
+
+    def levels(self, modality: str) -> tuple[str, ...]:
+        """All its levels."""
 
     def describe(self) -> dict[str, Any]:
         """For the record."""
@@ -107,6 +110,11 @@ class Run:
     def retrieved(self, modality: str) -> tuple[str, ...]:
         if not self.model.two_levels:
             return ("coarse",) if "coarse" in self.books else ("fine",)
+        return self.probed(modality)
+
+    def levels(self, modality: str) -> tuple[str, ...]:
+        if not self.model.two_levels:
+            return self.retrieved(modality)
         return ("fine", "coarse") if modality in self.config.model.fine else ("coarse",)
 
     @property
@@ -190,17 +198,22 @@ class Codes:
     def retrieved(self, modality: str) -> tuple[str, ...]:
         return ("fine",)
 
+    def levels(self, modality: str) -> tuple[str, ...]:
+        return ("fine",)
+
     def describe(self) -> dict[str, Any]:
         book = self.books["codes"]
         shapes = [list(level.codes.shape) for level in book.levels]
         return {"kind": "codebook", "key": self.keys["codes"], "levels": shapes, "dim": book.dim}
 
 
-def shared_levels(source: Source, a: str, b: str, kind: str) -> tuple[str, ...]:
-    """The levels at which codes of two modalities can be compared: those both have, in a's order."""
-    levels = source.probed if kind == "probed" else source.retrieved
-    common = tuple(level for level in levels(a) if level in levels(b))
-    return common or tuple(level for level in source.retrieved(a) if level in source.retrieved(b))
+def shared_levels(source: Source, a: str, b: str, kind: Literal["probed", "retrieved"]) -> tuple[str, ...]:
+    """The levels at which codes of two modalities are compared: those of both read-outs, else any that both have."""
+    for of in (source.probed if kind == "probed" else source.retrieved, source.levels):
+        common = tuple(level for level in of(a) if level in of(b))
+        if common:
+            return common
+    return ()
 
 
 def is_run(path: Path) -> bool:
