@@ -12,8 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, shared_folder
 
+from conftest import ROOT, shared_folder
 from toc_cli.fcid.data import open_split, split_names
 
 

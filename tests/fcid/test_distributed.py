@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from fcid.tiny import tiny_config, tiny_data, tiny_trainer
 
+from fcid.tiny import tiny_config, tiny_data, tiny_trainer
 from toc_cli.fcid.comm import current_comm
 from toc_cli.fcid.run_folder import RunFolder
 from toc_cli.fcid.train_config import RunConfig, run_config

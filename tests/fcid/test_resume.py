@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fcid.tiny import tiny_config, tiny_data, tiny_trainer
 
+from fcid.tiny import tiny_config, tiny_data, tiny_trainer
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.run_folder import RunFolder
 from toc_cli.fcid.trainer import StepReport, Watcher

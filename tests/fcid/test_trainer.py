@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 import torch
-from fcid.tiny import tiny_config, tiny_data, tiny_trainer
 from safetensors import safe_open
 from torch import Tensor
 
+from fcid.tiny import tiny_config, tiny_data, tiny_trainer
 from toc_cli.errors import InputError, OutputError, UsageError
 from toc_cli.fcid.aligner import StepLosses
 from toc_cli.fcid.run_folder import RunFolder, load_model
 from toc_cli.fcid.schedule import one_cycle, steps_down
+from toc_cli.fcid.settings import read_settings
 from toc_cli.fcid.train_config import RunConfig, TrainConfig, run_config
 from toc_cli.fcid.trainer import StepReport, Trainer, Watcher
 
@@ -36,7 +36,7 @@ def test_a_run_learns_and_leaves_what_it_promises(data: Path, tmp_path: Path) ->
     assert [report.step for report in reports] == list(range(1, 31))
     assert sum(r.loss for r in reports[-5:]) < 0.9 * sum(r.loss for r in reports[:5])
     assert all(math.isfinite(value) for report in reports for value in report.terms.values())
-    assert run_config(tomllib.loads((tmp_path / "run/config.toml").read_text())) == config
+    assert run_config(read_settings(tmp_path / "run/config.toml")) == config
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [5, 10, 15, 20, 25, 30]
     best = min((line for line in lines if line["kind"] == "validation"), key=lambda line: line["loss"])

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from fcid.tiny import tiny_config, tiny_data
 from typer.testing import CliRunner
 
+from fcid.tiny import tiny_config, tiny_data
 from toc_cli.commands import app
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.run_folder import RunFolder
