@@ -323,7 +323,7 @@ def test_data_of_another_extractor(run: Path, tmp_path: Path) -> None:
         evaluate(run, mute)
     record = evaluate(run, mute, EvaluateOptions(keep=(), modalities=("audio",), **SMALL))
     assert rows(record, "classification", **{"from": "audio", "to": "audio"})
-    assert "it needs two of video, audio" in record["warnings"][0]["text"]
+    assert "it needs two of video, audio" in record["warnings"][-1]["text"]
 
 
 def test_no_run_there(data: Path, tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from rich.text import Text
 from toc_cli.errors import missing_extra
 from toc_cli.report.metrics import Unit
 from toc_cli.report.tables import Cell
-from toc_cli.report.words import NONE, interval, number
+from toc_cli.report.words import NONE, interval, number, plural
 from toc_cli.report.words import name as shown
 
 FULL = "full"
 COLUMNS = 4
 """Figures beside each other in a terminal."""
 RANKS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank", "map": "mAP"}
-METRICS = {"accuracy": "accuracy", "f1": "macro F1 of seconds"}
+METRICS = {"accuracy": "Accuracy", "f1": "Macro F1 of seconds"}
 FORMS = (
     "slice: codes chosen by all dimensions, the kept ones read; subspace: codes chosen by the kept dimensions alone; "
     "random and worst: other selections of the same size."
@@ -65,10 +65,10 @@ def headline(record: Mapping[str, Any]) -> str:
     """One line: what was evaluated on what."""
     found = record["evaluation"]
     source, modalities = found["source"], ", ".join(shown(name, 40) for name in found["modalities"])
-    kind = (
-        "Codebook" if source["kind"] == "codebook" else f"{shown(source['profile'])} {shown(source['alignment'])} run"
-    )
-    return f"{kind} {shown(source['name'])} on {shown(found['data'])} ({modalities})"
+    about = f"{shown(source['name'])} on {shown(found['data'])} ({modalities})"
+    if source["kind"] == "codebook":
+        return f"Codebook of {about}"
+    return f"{about}: {shown(source['profile'])} profile, {shown(source['alignment'])} alignment"
 
 
 def _probed(title: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterator[Sheet]:
@@ -88,8 +88,8 @@ def _probed(title: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -
         known = [row["chance"] for row in pairs if row["chance"] is not None]
         guess = f" The most frequent class alone: {number(max(known), 'share')}." if known else ""
         text = (
-            f"{METRICS[last['metric']]} of probes trained on {shown(train)}, tested on {last['clips']:,} clips of "
-            f"{shown(test)}; mean of {len(last['results'][FULL]['seeds'])} probes.{guess}"
+            f"{METRICS[last['metric']]}; probes trained on {shown(train)}, tested on {last['clips']:,} clips of "
+            f"{shown(test)}; mean over {plural(len(last['results'][FULL]['seeds']), 'seed')}.{guess}"
         )
         yield Sheet(f"{title}: {shown(task)}", text, head, tuple(lines))
 

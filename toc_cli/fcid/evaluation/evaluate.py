@@ -11,6 +11,7 @@ from toc_cli import __version__
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.data import open_split, split_names
 from toc_cli.fcid.evaluation import census, forms, generation, pictures, probing, retrieval
+from toc_cli.fcid.evaluation.controls import beaten_by_random
 from toc_cli.fcid.evaluation.forms import Variant
 from toc_cli.fcid.evaluation.options import EvaluateOptions, Progress, silent
 from toc_cli.fcid.evaluation.reader import Reader
@@ -87,6 +88,7 @@ class Evaluation:
     def run(self) -> dict[str, Any]:
         """The `evaluation` of the record."""
         rows = self._probed()
+        self.warnings += [("no_better_than_random", text) for text in beaten_by_random(rows, self.variants)]
         found: dict[str, Any] = {
             "source": {"name": self.path.name, **self.source.describe()},
             "data": self.data.name,
