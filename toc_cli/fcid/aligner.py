@@ -27,6 +27,7 @@ from toc_cli.fcid.losses.cpc import cpc
 from toc_cli.fcid.masks import both
 from toc_cli.fcid.modules.decoder import MapDecoder, VectorDecoder
 from toc_cli.fcid.modules.specific import MapSpecificEncoder, VectorSpecificEncoder
+from toc_cli.fcid.precision import exact
 
 Masks = dict[str, Tensor | None]
 Term = Callable[[], dict[str, Tensor]]
@@ -347,11 +348,6 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 def mi_nets(config: ModelConfig, widths: dict[str, int]) -> nn.ModuleDict:
     """A net per pair of features; `widths` are those of the specific ones."""
     return nn.ModuleDict({name: GuessNet(config.width, width, config.width) for name, width in widths.items()})
-
-
-def exact(device: torch.device) -> torch.autocast:
-    """Full precision inside an autocast region: codebook, distances and contrastive scores."""
-    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from toc_cli.errors import InputError
-from toc_cli.fcid.aligner import Aligner, Encoded, Pair, Term, exact, mi_nets
+from toc_cli.fcid.aligner import Aligner, Encoded, Pair, Term, mi_nets
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.codebook import Codebook, Quantised
 from toc_cli.fcid.comm import Comm
@@ -26,6 +26,7 @@ from toc_cli.fcid.losses.cpc import ContextNet
 from toc_cli.fcid.losses.infonce import infonce, same_caption
 from toc_cli.fcid.losses.reconstruction import reconstruction
 from toc_cli.fcid.masks import both, time_mean
+from toc_cli.fcid.precision import exact
 from toc_cli.fcid.uniform import Uniform
 
 

@@ -24,6 +24,7 @@ from toc_cli.fcid.encoder import ModalityEncoder, Specific
 from toc_cli.fcid.losses.cpc import ContextNet
 from toc_cli.fcid.losses.reconstruction import reconstruction
 from toc_cli.fcid.masks import time_mean
+from toc_cli.fcid.precision import exact
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,11 @@ class Uniform(Aligner[UniformFeatures]):
         return cast(Tensor, self.decoder[modality](shared, specific))
 
     def _input(self, name: str, x: Tensor) -> Tensor:
-        return cast(Tensor, self.sequence[name](x)[0]) if name in self.sequence else x
+        if name not in self.sequence:
+            return x
+        with exact(x.device):
+            states, _ = self.sequence[name](x)
+        return cast(Tensor, states)
 
     def _seconds(self, batch: Batch, name: str) -> Tensor | None:
         return batch.seconds(name) if self.config.padding == "masked" else None

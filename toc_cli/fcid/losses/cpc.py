@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from toc_cli.fcid.precision import exact
+
 
 class ContextNet(nn.Module):
     """(B, T, D) -> predictions (B, T, n, D): from the LSTM's state at every second, each of the next n seconds."""
@@ -18,7 +20,8 @@ class ContextNet(nn.Module):
         self.predictors = nn.ModuleList(nn.Linear(hidden, width) for _ in range(steps))
 
     def forward(self, x: Tensor) -> Tensor:
-        context, _ = self.lstm(x)
+        with exact(x.device):
+            context, _ = self.lstm(x)
         return torch.stack([predict(context) for predict in self.predictors], dim=2).to(x.dtype)
 
 
