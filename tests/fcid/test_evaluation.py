@@ -16,6 +16,7 @@ from fcid.labelled_clips import COUNTS, labelled_clips, trained
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.data import open_split
 from toc_cli.fcid.evaluation import EvaluateOptions, evaluate
+from toc_cli.fcid.evaluation.generation import seconds_of
 from toc_cli.fcid.probes import Labelled, ProbeConfig, accuracy, fit_clip_probe, predict_clips
 from toc_cli.fcid.run_folder import load_model
 from toc_cli.report import schema
@@ -143,6 +144,14 @@ def test_generation_is_the_models_own_decoder(run: Path, data: Path, record: dic
     assert "error" not in row["references"]["real clips"]
     assert row["references"]["real clips"]["label_clip"]["value"] > 0.55
     assert row["results"]["full"]["error"]["value"] < row["references"]["another clip"]["error"]["value"]
+
+
+def test_wide_maps_are_averaged_over_positions() -> None:
+    x = torch.randn(2, 3, 7, 7, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(seconds_of(x), x.mean(dim=(2, 3)), atol=1e-6)
+    assert torch.equal(seconds_of(x[:, :, :2, :2]), x[:, :, :2, :2].reshape(2, 3, 256))
+    wide = torch.zeros(2, 3, 2048)
+    assert torch.equal(seconds_of(wide), wide)
 
 
 def test_pictures_are_frames_of_the_data(record: dict[str, Any], data: Path) -> None:

@@ -29,7 +29,7 @@ from toc_cli.fcid.evaluation.tasks import Trial
 from toc_cli.fcid.probes import Labelled, Probe, ProbeConfig
 
 WIDEST = 1024
-"""A second of more features is averaged over its positions before a probe reads it."""
+"""A second of maps with more features is averaged over its positions before a probe reads it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def there(batch: Batch, modality: str) -> Tensor:
 def seconds_of(x: Tensor) -> Tensor:
     """Clips (B, T, ..., C) as rows (B, T, F) for a probe."""
     flat = x.flatten(2)
-    return flat if flat.shape[2] <= WIDEST else x.flatten(2, -2).mean(dim=2)
+    return flat if x.dim() == 3 or flat.shape[2] <= WIDEST else x.flatten(2, -2).mean(dim=2)
 
 
 @dataclass(frozen=True)
