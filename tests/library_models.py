@@ -133,9 +133,7 @@ def chameleon() -> torch.nn.Module:
 def janus() -> torch.nn.Module:
     from transformers import JanusVQVAE, JanusVQVAEConfig
 
-    return JanusVQVAE(
-        JanusVQVAEConfig(embed_dim=8, num_embeddings=CODES, latent_channels=20, num_patches=8, **_unet())
-    )
+    return JanusVQVAE(JanusVQVAEConfig(embed_dim=8, num_embeddings=CODES, latent_channels=20, num_patches=8, **_unet()))
 
 
 def glm_image() -> torch.nn.Module:
@@ -192,7 +190,9 @@ def save(model: torch.nn.Module, folder: Path, seed: int = 0) -> Path:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
     for name, tensor in state.items():
         if name.endswith("embed_avg"):
-            tensor.copy_(state[name.removesuffix("_avg")] * state[f"{name.removesuffix('embed_avg')}cluster_size"][:, None])
+            tensor.copy_(
+                state[name.removesuffix("_avg")] * state[f"{name.removesuffix('embed_avg')}cluster_size"][:, None]
+            )
         if name.endswith("embed_sum"):
             tensor.mul_(state[f"{name.removesuffix('embed_sum')}cluster_usage"][:, None])
     model.eval().save_pretrained(folder)

@@ -120,7 +120,9 @@ def quantise(x, tables, metric="euclidean", kept=None, fill=None):
 # Assignment: toc-math.md "Assignment", by two plain loops
 
 
-def nearest_two(x: np.ndarray, codes: np.ndarray, metric: str = "euclidean") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def nearest_two(
+    x: np.ndarray, codes: np.ndarray, metric: str = "euclidean"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nearest code of each row, its distance and the second best: float64, dimension by dimension, ties to the smaller."""
     x, codes = x.astype(np.float64), codes.astype(np.float64)
     index, best, second = np.zeros(len(x), np.int64), np.zeros(len(x)), np.full(len(x), np.inf)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from cli import make_checkpoint, make_features, toc
 
+from cli import make_checkpoint, make_features, toc
 from toc_cli.commands import app
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import shared_folder
 
+from conftest import shared_folder
 from toc_cli.errors import TocError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cli import Done, toc
 from conftest import shared_folder
-
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from cli import Done, make_checkpoint, make_features, toc
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import library_models as models
 import pytest
 import torch
 
+import library_models as models
 from toc_cli.errors import UsageError
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'toc-cli[test-libs]'")

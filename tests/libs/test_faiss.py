@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import library_models as models
 import numpy as np
 import pytest
 import torch
 
+import library_models as models
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit

@@ -46,9 +46,7 @@ def flava() -> torch.nn.Module:
 
 
 def vq_diffusion() -> torch.nn.Module:
-    diffusers = pytest.importorskip(
-        "diffusers", reason="diffusers is not installed: pip install 'toc-cli[test-libs]'"
-    )
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'toc-cli[test-libs]'")
     return diffusers.Transformer2DModel(
         num_attention_heads=2, attention_head_dim=8, num_layers=1, num_vector_embeds=65, sample_size=8,
         cross_attention_dim=16, norm_type="ada_norm", num_embeds_ada_norm=10,
@@ -56,9 +54,7 @@ def vq_diffusion() -> torch.nn.Module:
 
 
 def vidtok() -> torch.nn.Module:
-    diffusers = pytest.importorskip(
-        "diffusers", reason="diffusers is not installed: pip install 'toc-cli[test-libs]'"
-    )
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'toc-cli[test-libs]'")
     return diffusers.AutoencoderVidTok(ch=32, num_res_blocks=1, z_channels=6, double_z=False, regularizer="fsq")
 
 

@@ -6,10 +6,10 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-import library_models as models
 import pytest
 import torch
 
+import library_models as models
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.families.base import Mode
@@ -36,7 +36,10 @@ class TestEncodec:
         state = torch.load(path, weights_only=True)
         filters = state["encoder.model.0.conv.conv.bias"].numel()
         channels = {"dimension": dimension, "n_filters": filters, "n_residual_layers": 1}
-        layers = {"ratios": ratios_of(state), "lstm": sum("encoder" in key and ".lstm.weight_ih" in key for key in state)}
+        layers = {
+            "ratios": ratios_of(state),
+            "lstm": sum("encoder" in key and ".lstm.weight_ih" in key for key in state),
+        }
         encoder = seanet.SEANetEncoder(**channels, **layers, causal=True, norm="weight_norm")
         decoder = seanet.SEANetDecoder(**channels, **layers, causal=True, norm="weight_norm")
         quantizer = quantization.ResidualVectorQuantizer(dimension=dimension, n_q=3, bins=64)
@@ -72,7 +75,9 @@ class TestEncodec:
 
 def ratios_of(state: dict[str, torch.Tensor]) -> list[int]:
     """Upsampling ratios, from the kernels of the transposed convolutions (twice their stride)."""
-    kernels = {int(key.split(".")[2]): w.shape[-1] for key, w in state.items() if key.endswith("convtr.convtr.weight_v")}
+    kernels = {
+        int(key.split(".")[2]): w.shape[-1] for key, w in state.items() if key.endswith("convtr.convtr.weight_v")
+    }
     return [kernels[at] // 2 for at in sorted(kernels)]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import library_models as models
 import pytest
 import torch
 
+import library_models as models
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect

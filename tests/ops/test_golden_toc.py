@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import shared_folder
 from safetensors.numpy import load_file
 
+from conftest import shared_folder
 from toc_cli.ops import criterion, selection
 from toc_cli.ops.quantiser import quantiser
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from toc_cli.errors import InputError
 from toc_cli.ops.quantiser import quantiser
 from toc_cli.ops.rotation import pca

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import reference
 from toc_cli.errors import InputError, UsageError
 from toc_cli.ops import blocks, criterion, moments, selection
 from toc_cli.ops.criterion import CRITERIA, check_codes, score

@@ -14,11 +14,11 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from cli import make_checkpoint, make_features, toc
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import toc_cli
+from cli import make_checkpoint, make_features, toc
 from toc_cli.demo import CHECKPOINT, FEATURES
 from toc_cli.pipeline import Options, Outputs, plan_optimization
 

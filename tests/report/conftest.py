@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from report.run_records import build_record
 
 Save = Callable[[dict[str, Any]], Path]

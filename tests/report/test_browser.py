@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.browser import Browser, chromium
 
+from report.browser import Browser, chromium
 from toc_cli.report import Run, assemble, html
 from toc_cli.report.checks import parse
 

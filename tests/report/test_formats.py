@@ -12,8 +12,8 @@ from typing import Any
 from xml.etree import ElementTree as xml
 
 import pytest
-from report.run_records import build_record
 
+from report.run_records import build_record
 from toc_cli.report import Report, Run, assemble, github, html, junit, machine, markdown, read_run, schema
 from toc_cli.report.checks import parse
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from xml.etree import ElementTree as xml
 
 import pytest
-from report.browser import Browser, chromium
-from report.run_records import build_record
 from rich.console import Console
 
+from report.browser import Browser, chromium
+from report.run_records import build_record
 from toc_cli.report import Report, Run, assemble, github, html, junit, machine, markdown, terminal
 from toc_cli.report.checks import parse
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from report.run_records import build_record
 
+from report.run_records import build_record
 from toc_cli.ops.figures import figures
 from toc_cli.report import assemble, html, read_run
 

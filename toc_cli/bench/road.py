@@ -107,7 +107,19 @@ def _floor(features: Path, model: Path) -> dict[str, float]:
 def _optimize(features: Path, model: Path, folder: Path) -> dict[str, float]:
     """One run of the command line; its own clock (`timing`) and the whole process, start-up included."""
     target = folder / "out.toc.safetensors"
-    command = [sys.executable, "-m", "toc_cli", "optimize", str(model), "--features", str(features), "-o", str(target), "--force", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "toc_cli",
+        "optimize",
+        str(model),
+        "--features",
+        str(features),
+        "-o",
+        str(target),
+        "--force",
+        "-q",
+    ]
     began = time.perf_counter()
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - began

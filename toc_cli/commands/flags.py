@@ -19,7 +19,9 @@ Features = Annotated[
     typer.Option(help="h5, npz, npy or safetensors; repeatable; name=path names a modality.", metavar="[NAME=]FILE"),
 ]
 Codebook = Annotated[str | None, typer.Option(metavar="KEY", help="The tensor to take as the codebook.")]
-Layout = Annotated[str | None, typer.Option(metavar="AXES", help="Axis order of --codebook: KD, DK, HKD, KHD, LKD, '(HK)D,H=2', ….")]
+Layout = Annotated[
+    str | None, typer.Option(metavar="AXES", help="Axis order of --codebook: KD, DK, HKD, KHD, LKD, '(HK)D,H=2', ….")
+]
 Metric = Annotated[str | None, typer.Option(help="euclidean, cosine or dot, where the file cannot say.")]
 Modality = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Use only these datasets; repeatable.")]
 ChannelAxis = Annotated[

@@ -110,7 +110,11 @@ def tokens_table(done: dict[str, Any]) -> Table:
 
 def bench_tables(found: dict[str, Any]) -> list[RenderableType]:
     """One table: a row per measured thing, a column per figure; seconds and bytes in readable units."""
-    about = [f"{key.replace('_', ' ')} {value}" for key, value in found.items() if isinstance(value, str | int) and key != "bench"]
+    about = [
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in found.items()
+        if isinstance(value, str | int) and key != "bench"
+    ]
     title = Text(" · ".join([f"toc bench {found['bench']}", *about]))
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = list(dict.fromkeys(field for row in found["rows"] for field in row))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from memory_checkpoint import MemoryCheckpoint
 
+from memory_checkpoint import MemoryCheckpoint
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from memory_checkpoint import MemoryCheckpoint
 
+from memory_checkpoint import MemoryCheckpoint
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit
