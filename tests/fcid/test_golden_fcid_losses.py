@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from fcid.golden_case import Case, cases, close
 from torch import nn
 
+from fcid.golden_case import Case, cases, close
 from toc_cli.fcid.head import ClipHead, SecondHead, clip_target, explog
 from toc_cli.fcid.losses.club import GuessNet, club, club_over_features, loglikelihood
 from toc_cli.fcid.losses.cpc import ContextNet, cpc, cpc_accuracy
