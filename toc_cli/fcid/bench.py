@@ -100,7 +100,6 @@ def run(workload: Workload, device: str, repeats: int) -> dict[str, Any]:
     laps: dict[str, list[float]] = {}
     floor: list[float] = []
     peak = 0
-    bare = _bare_convolutions(model, len(batch) * next(iter(batch.x.values())).shape[1], device)
     for number in range(1 + repeats * STEPS_A_REPEAT[workload.sizes]):
         draws = Draws.of_step(0, number, device)
         for stage, seconds in _step(model, batch, draws, main, mi, device):
@@ -108,6 +107,7 @@ def run(workload: Workload, device: str, repeats: int) -> dict[str, Any]:
                 laps.setdefault(stage, []).append(seconds)
         if number == 1:
             peak = _peak_bytes(device)  # of a step with the optimiser's state there, before the floor takes its own
+            bare = _bare_convolutions(model, len(batch) * next(iter(batch.x.values())).shape[1], device)
         if number:
             floor.append(_timed(bare, device))
     stages = {stage: statistics.median(seconds) for stage, seconds in laps.items()}
