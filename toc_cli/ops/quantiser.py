@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from toc_cli.errors import InputError
-from toc_cli.ops.assign import assign, nearest
+from toc_cli.ops.assign import Searcher
 from toc_cli.ops.linear import Array, float64, matmul, unit_rows
 
 Metric: TypeAlias = Literal["euclidean", "cosine", "dot", "logits"]
@@ -53,14 +54,14 @@ class Level:
         """D."""
         return self.rows.shape[-1]
 
-    def compared(self, z: torch.Tensor, head: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The columns of z (N, H*D) that meet the codes of one head: (N, D or D'), and which of them count."""
+    def compared(self, z: torch.Tensor, head: int) -> torch.Tensor:
+        """The part of z (N, H*D) that meets one head: its columns (N, D), of which `columns` count, or its components (N, D')."""
         z = z[:, head * self.dim : (head + 1) * self.dim]
-        if self.rotation is not None:
-            return torch.from_numpy(matmul(z, self.rotation[head])), None
-        if self.kept is None or self.kept.shape[1] == self.dim:
-            return z, None
-        return z, self.kept[head]
+        return z if self.rotation is None else torch.from_numpy(matmul(z, self.rotation[head]))
+
+    def columns(self, head: int) -> torch.Tensor | None:
+        """Which columns of `compared` count, (D',); None: all."""
+        return None if self.kept is None or self.kept.shape[1] == self.dim else self.kept[head]
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,17 @@ class Quantiser:
 
     # Steps
 
+    @cached_property
+    def _searchers(self) -> list[list[Searcher]]:
+        """Per level and head the codes made ready for search: once, however many blocks of features follow."""
+        return [
+            [
+                Searcher(codes, self.metric, None if (kept := level.columns(head)) is None else kept.to(codes.device))
+                for head, codes in enumerate(level.codes)
+            ]
+            for level in self.levels
+        ]
+
     def _checked(self, x: Array) -> torch.Tensor:
         tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(x)
         if tensor.ndim != 2 or tensor.shape[1] != self.width:
@@ -246,13 +258,13 @@ class Quantiser:
         for at, level in enumerate(self.levels):
             z = self._level_input(at, state)
             for head in range(self.heads):
-                columns, kept = level.compared(z, head)
-                columns, codes = columns.to(level.codes.device), level.codes[head]
+                searcher = self._searchers[at][head]
+                columns = level.compared(z, head).to(level.codes.device)
                 if near_ties:
-                    found = nearest(columns, codes, metric=self.metric, kept=kept)
+                    found = searcher.nearest(columns)
                     tokens[:, at, head], ties[:, at, head] = found.indices.cpu(), found.near_tie.cpu()
                 else:
-                    tokens[:, at, head] = assign(columns, codes, metric=self.metric, kept=kept).cpu()
+                    tokens[:, at, head] = searcher.assign(columns).cpu()
             if self.residual and at + 1 < len(self.levels):
                 state = state.cpu().double() - self._level_vectors(at, tokens[:, at])
         return tokens, ties

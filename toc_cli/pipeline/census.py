@@ -67,11 +67,16 @@ def count_usage(
     names = {fit.dataset.name: fit.dataset for chosen in fits for fit in chosen}
     with progress("counting code usage", sum(dataset.rows for dataset in names.values())) as advance:
         for name, dataset in names.items():
-            readers = [(at, fit) for at, chosen in enumerate(fits) for fit in chosen if fit.dataset.name == name]
+            readers = [
+                (at, form_for(sources[at].full, fit))
+                for at, chosen in enumerate(fits)
+                for fit in chosen
+                if fit.dataset.name == name
+            ]
             counts = {at: zeros(sources[at].full) for at, _ in readers}
             for x in own_chunks(features, name, dataset.rows, ranks):
-                for at, fit in readers:
-                    tally(counts[at], form_for(sources[at].full, fit).tokens(x))
+                for at, form in readers:
+                    tally(counts[at], form.tokens(x))
                 advance(len(x))
             for at, _ in readers:
                 shares = ranks.gather(counts[at])
@@ -142,9 +147,10 @@ def segments(
     blocks = grid(fits[0].dataset.rows)
     places = [(level, head) for level in range(len(source.full.levels)) for head in range(source.full.heads)]
     states: dict[tuple[int, int], list[Any]] = {at: [] for at in places}
+    forms = [form_for(source.full, fit) for fit in fits]
     with progress("summing " + " and ".join(fit.dataset.name for fit in fits), blocks.rows) as advance:
         for block in own_blocks(features, fits, blocks, ranks):
-            sides = [level_inputs(form_for(source.full, fit), x) for fit, x in zip(fits, block, strict=True)]
+            sides = [level_inputs(form, x) for form, x in zip(forms, block, strict=True)]
             for level, head in places:
                 states[level, head].append(single(*(side[level][head] for side in sides)))
             advance(len(block[0]))

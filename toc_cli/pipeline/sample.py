@@ -13,7 +13,7 @@ import torch
 
 from toc_cli.io.features import Features
 from toc_cli.ops.metrics import Spread, Sums, block_spread, block_sums, stack
-from toc_cli.ops.quantiser import Lookup, Quantiser
+from toc_cli.ops.quantiser import Lookup, Quantiser, quantiser
 from toc_cli.pipeline.options import Progress
 from toc_cli.pipeline.ranks import Ranks
 from toc_cli.pipeline.source import Fit, Source, form_for, has_projection, inside
@@ -153,9 +153,13 @@ def _compare(
 
 
 def lookups(form: Quantiser, x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Lookup:
-    """Tokens and near ties of rows (n, W): at once where the search meets the rows themselves, block by block where a product
-    comes first."""
-    if not (form.level_in or form.logits is not None or form.levels[0].rotation is not None):
+    """Tokens and near ties of rows (n, W). A product before the search is made block by block, so that its rounding does not
+    follow the rows read together; the search itself meets all rows at once where it can."""
+    first = form.levels[0]
+    if form.level_in or form.logits is not None or (first.rotation is not None and len(form.levels) > 1):
+        parts = [form.lookup(x[start:stop]) for start, stop in bounds]
+        return Lookup(torch.cat([part.tokens for part in parts]), torch.cat([part.near_tie for part in parts]))
+    if first.rotation is None:
         return form.lookup(x)
-    parts = [form.lookup(x[start:stop]) for start, stop in bounds]
-    return Lookup(torch.cat([part.tokens for part in parts]), torch.cat([part.near_tie for part in parts]))
+    turned = [torch.cat([first.compared(x[start:stop], head) for start, stop in bounds]) for head in range(form.heads)]
+    return quantiser([first.codes], metric=form.metric).lookup(torch.cat(turned, dim=1))

@@ -2,6 +2,7 @@
 
     assign(x, codes)            (N, D), (K, D)    -> (N,) int64
     nearest(x, codes)           the same with distances and near ties
+    Searcher(codes)             the same for many blocks of rows: the codes are made ready once
     assign_heads(x, codes)      (N, H, D), (H, K, D) -> (N, H): one codebook per head
     assign_residual(x, codes)   (N, D), (L, K, D) -> (N, L): one codebook per level of a residual quantiser
 
@@ -13,18 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toc_cli.errors import InputError
-from toc_cli.ops.assign.search import BACKENDS, METRICS, NEAR, choose, find, nearest_op
+from toc_cli.ops.assign import native
+from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.inputs import check_finite, fit
+from toc_cli.ops.assign.search import BACKENDS, METRICS, NEAR, choose, distances, find, nearest_op
 
 __all__ = [
     "BACKENDS",
     "METRICS",
     "NEAR",
     "Assignment",
+    "Searcher",
     "assign",
     "assign_heads",
     "assign_residual",
@@ -70,8 +76,42 @@ def nearest(
     second: bool = False,
 ) -> Assignment:
     """`assign` with exact distances and near ties; with `second=True` also the second best distance (about twice the time)."""
-    index, best, runner_up, near = nearest_op(x, codes, metric, kept, backend, torch.inf if second else NEAR)
+    reach = torch.inf if second else NEAR
+    if torch.compiler.is_compiling():
+        index, best, runner_up, near = nearest_op(x, codes, metric, kept, backend, reach)
+    else:
+        found = find(x, codes, metric, kept, backend, reach)
+        index, best, runner_up, near = distances(x, codes, metric, kept, found, reach)
     return Assignment(index, best, runner_up if second else None, near)
+
+
+class Searcher:
+    """A codebook (K, D) made ready once, for many blocks of rows: the same answers as `assign` and `nearest`.
+
+    The codes must not change while it lives. `kept` (D',) int64 as in `assign`, with codes of the D' kept columns.
+    """
+
+    def __init__(self, codes: Tensor, metric: str = "euclidean", kept: Tensor | None = None) -> None:
+        self.codes, self.metric, self.kept = codes, metric, kept
+        self._packed: list[Any] | None = None
+        if choose(codes.device) == "native":
+            check_finite("codebook", codes)
+            self._packed = native.pack(codes, metric)
+
+    def assign(self, x: Tensor) -> Tensor:
+        """Index (N,) int64 of the nearest code to each row of x."""
+        return self._find(x, 0.0).index
+
+    def nearest(self, x: Tensor) -> Assignment:
+        """Index, exact distance and near tie of each row of x."""
+        found = distances(x, self.codes, self.metric, self.kept, self._find(x, NEAR), NEAR)
+        return Assignment(found[0], found[1], None, found[3])
+
+    def _find(self, x: Tensor, reach: float) -> Found:
+        if self._packed is None:
+            return find(x, self.codes, self.metric, self.kept, "auto", reach)
+        kept = fit(x, self.codes, self.kept)
+        return native.search_packed(x, self._packed, len(self._packed), kept, reach)
 
 
 def assign_heads(

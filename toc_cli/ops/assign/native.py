@@ -10,7 +10,7 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import torch
@@ -85,25 +85,38 @@ def instruction_set() -> str | None:
 
 def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
     """The two nearest codes; see Found. x and codes are read where they lie: no copy, half precision converted in blocks."""
+    columns = kept if kept is not None and codes.shape[1] == x.shape[1] else None
+    parts = codes.split(_slice(codes, columns))
+    return search_packed(x, (_Codebook(part, metric, columns) for part in parts), len(parts), kept, reach)
+
+
+def pack(codes: Tensor, metric: str, columns: Tensor | None = None) -> list[_Codebook]:
+    """The codes (K, D), or these columns of them, packed once for many blocks of rows."""
+    return [_Codebook(part, metric, columns) for part in codes.split(_slice(codes, columns))]
+
+
+def _slice(codes: Tensor, columns: Tensor | None) -> int:
+    """Codes packed at a time."""
+    return max(1, PANEL_ELEMENTS // (codes.shape[1] if columns is None else len(columns)))
+
+
+def search_packed(x: Tensor, books: Iterable[_Codebook], count: int, kept: Tensor | None, reach: float) -> Found:
+    """`search` in `count` slices of packed codes."""
     index = torch.zeros(len(x), dtype=torch.int64)
-    code_columns = kept if kept is not None and codes.shape[1] == x.shape[1] else None
-    width = codes.shape[1] if code_columns is None else len(code_columns)
-    slices = codes.split(max(1, PANEL_ELEMENTS // width))
-    distances = len(x) if reach or len(slices) > 1 else 0
+    distances = len(x) if reach or count > 1 else 0
     best, second = (torch.full((distances,), torch.inf, dtype=torch.float64) for _ in range(2))
     step = ROW_STATE if _direct(x) else max(1, min(ROW_STATE, CONVERTED // x.shape[1]))
-    checked, seconds = 0, 0.0
-    for number, part in enumerate(slices):
-        book = _Codebook(part, metric, code_columns)
-        first = sum(map(len, slices[:number]))
+    checked, seconds, first = 0, 0.0, 0
+    for book in books:
         for start in range(0, len(x), step):
             found = book.search(x[start : start + step], kept, reach, bool(distances), start)
             checked, seconds = checked + found.checked, seconds + found.recheck_seconds
             at = slice(start, start + step)
-            if not number:
+            if not first:
                 index[at], best[at], second[at] = found.index, found.best, found.second
             else:
                 _merge(index[at], best[at], second[at], found.index + first, found.best, found.second)
+        first += len(book.codes)
     return Found(index, best, second, checked, seconds)
 
 

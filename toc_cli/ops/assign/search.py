@@ -61,16 +61,11 @@ def find(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: st
     return backend_search(choose(x.device) if backend == "auto" else backend)(x, codes, metric, kept, reach)
 
 
-@torch.library.custom_op(
-    "toc::nearest",
-    mutates_args=(),
-    schema="(Tensor x, Tensor codes, str metric, Tensor? kept, str backend, float reach) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def nearest_op(
-    x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: str, reach: float
+@torch.no_grad()
+def distances(
+    x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, found: Found, reach: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Index (N,), distance (N,), second distance (N,), near tie (N,); the last three are empty where `reach` is 0."""
-    found = find(x, codes, metric, kept, backend, reach)
+    """Index (N,), distance (N,), second distance (N,), near tie (N,) of a search; the last three are empty where `reach` is 0."""
     index, best, second = found.index, found.best, found.second
     if not reach:
         best, second = best.new_empty(0), best.new_empty(0)
@@ -80,6 +75,18 @@ def nearest_op(
         norms = torch.where(norms == 0, 1.0, norms)  # a zero row has similarity 0 to every code already
         best, second = best / norms, second / norms
     return index, best, second, near
+
+
+@torch.library.custom_op(
+    "toc::nearest",
+    mutates_args=(),
+    schema="(Tensor x, Tensor codes, str metric, Tensor? kept, str backend, float reach) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def nearest_op(
+    x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: str, reach: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index (N,), distance (N,), second distance (N,), near tie (N,); the last three are empty where `reach` is 0."""
+    return distances(x, codes, metric, kept, find(x, codes, metric, kept, backend, reach), reach)
 
 
 @nearest_op.register_fake
