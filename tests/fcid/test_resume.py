@@ -135,7 +135,7 @@ def test_another_config_says_which_fields_differ(data: Path, whole: Path) -> Non
         tiny_trainer(data, whole, other).fit(resume=True)
     assert error.value.what.endswith(
         "has other settings: global_batch: 6 then, 5 now; model.dropout: 0.1 then, 0.25 now; "
-        "train.lr: 0.001 then, 0.5 now."
+        "train.lr: 0.002 then, 0.5 now."
     )
 
 

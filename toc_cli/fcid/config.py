@@ -85,7 +85,7 @@ class LossWeights:
     coarse_reconstruction: float = 0.1
     fine_commitment: float = 1.0
     commitment: float = 1.0
-    cmcm: float = 1.0
+    cmcm: float = 0.1
     club: float = 0.01
     """Mutual information of shared and specific features; above 0.01 it never helped, unclamped it diverges."""
     cpc: float = 0.0
@@ -96,8 +96,8 @@ class LossWeights:
     """Fine vectors of the same second, audio against video."""
     clip_infonce: float = 1.0
     """Clip means of the fine vectors, audio against video."""
-    coarse_infonce: float = 0.0
-    """Coarse vectors of the fine modalities against each other: helps the coarse read-out, costs the clip task."""
+    coarse_infonce: float = 0.3
+    """Coarse vectors of the fine modalities against each other: aligns the coarse codes of unseen voices and writers."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class ModelConfig:
     """Inner width of the transformer's MLP; 0 takes 4 * width."""
     dropout: float = 0.1
     """Inside the temporal blocks."""
-    input_dropout: float = 0.3
+    input_dropout: float = 0.15
     """Share of the fine modalities' inputs hidden from the semantic encoders in training; reconstruction targets stay."""
     specific_widths: dict[str, int] = field(default_factory=dict)
     """Per modality the width of its specific features, or channels of its specific map. Left out: `width`."""
@@ -205,7 +205,8 @@ def corrected(alignment: Alignment = "fine-coarse") -> ModelConfig:
     """The default profile: what section 4 of the specification corrects, all switched on."""
     config = ModelConfig(alignment=alignment)
     if alignment == "uniform":
-        return dataclasses.replace(config, layers=2, weights=LossWeights(cpc=1.0, second_infonce=0.0, clip_infonce=0.0))
+        weights = LossWeights(cmcm=1.0, cpc=1.0, second_infonce=0.0, clip_infonce=0.0, coarse_infonce=0.0)
+        return dataclasses.replace(config, layers=2, weights=weights)
     return config
 
 

@@ -30,7 +30,7 @@ class TrainConfig:
     """Clips per rank and step: R ranks train like one process with R times as many."""
     seed: int = 0
     """Of initialisation, batch order and every random choice of a step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Adam's rate for encoders, decoders and contrastive heads, at the top of the schedule."""
     mi_lr: float = 1e-3
     """Adam's rate for the mutual-information nets; constant, as published."""
@@ -44,7 +44,7 @@ class TrainConfig:
     clip_norm: float = 0.5
     """Largest L2 norm of the gradient of each module group, clipped separately (section 2 of the published order); 0
     is no clipping."""
-    weight_decay: float = 0.0
+    weight_decay: float = 0.05
     """Decoupled, as in AdamW; 0 is Adam."""
     precision: Precision = "float32"
     """`bf16`: autocast on CUDA, with codebook and distances in float32. `float64`: everything, on request."""
@@ -96,7 +96,7 @@ def _at_least(name: str, value: float, low: int) -> None:
 def published_training() -> TrainConfig:
     """The optimisation of the published code: batch 80, Adam 4e-4, halved at epochs 10, 20 and 30, the last partial
     batch kept."""
-    return TrainConfig(epochs=4, batch_size=80, seed=43, lr=4e-4, schedule="steps", drop_last=False)
+    return TrainConfig(epochs=4, batch_size=80, seed=43, lr=4e-4, weight_decay=0.0, schedule="steps", drop_last=False)
 
 
 @dataclass(frozen=True)
