@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fcid.tiny import tiny_config, tiny_data, tiny_trainer
-from toc_cli.fcid.comm import current_comm
+from fcid.tiny import one_rank, processes, tiny_config, tiny_data, tiny_trainer
 from toc_cli.fcid.run_folder import RunFolder
 from toc_cli.fcid.train_config import RunConfig, run_config
 
@@ -42,14 +39,6 @@ def settings(kind: str, world: int) -> RunConfig:
     return run_config({"model": model, "train": train})
 
 
-def one_rank(rank: int, world: int, data: Path, run: Path, kind: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(world))
-    dist.init_process_group("gloo", init_method=f"file://{run}.rendezvous", rank=rank, world_size=world)
-    tiny_trainer(data, run, settings(kind, world), comm=current_comm()).fit()
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize(
     ("kind", "worlds"),
     [("corrected", (2, 3)), ("published", (2,)), ("corrected uniform", (3,)), ("published uniform", (2,))],
@@ -60,9 +49,11 @@ def test_ranks_are_one_process(kind: str, worlds: tuple[int, ...], tmp_path: Pat
     alone, state = losses(tmp_path / "r1"), RunFolder(tmp_path / "r1").read_state()
     assert len(alone) == (20 if kind == "corrected" else 10)
     assert state is not None
+    processes()  # torch.multiprocessing takes children from the same server
     for world in worlds:
         run = tmp_path / f"r{world}"
-        mp.start_processes(one_rank, (world, data, run, kind), nprocs=world, start_method="fork")
+        arguments = (world, data, run, settings(kind, world))
+        mp.start_processes(one_rank, arguments, nprocs=world, start_method="forkserver")
         for step, (ours, theirs) in enumerate(zip(losses(run), alone, strict=True), 1):
             assert ours == pytest.approx(theirs, rel=RTOL, abs=1e-9), f"step {step} on {world} ranks"
         shared = RunFolder(run).read_state()

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fcid.tiny import tiny_config, tiny_data, tiny_trainer
+from fcid.tiny import processes, tiny_config, tiny_data, tiny_trainer, train_and_die
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.run_folder import RunFolder
-from toc_cli.fcid.trainer import StepReport, Watcher
 
 if sys.platform == "win32":
     pytest.skip("kills are sent by signals, to forked processes", allow_module_level=True)
@@ -36,25 +32,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    tiny_trainer(data, run)  # torch loads what optimisers need once, not in every child
     in_child(data, run, False, {})
     return run
 
 
-def train_here(data: Path, run: Path, resume: bool, kills: dict[int, int]) -> None:
-    """One process of a run; `kills` maps a step to the signal that it sends itself once the step is done."""
-    torch.set_num_threads(1)
-
-    def on_step(report: StepReport) -> None:
-        if report.step in kills:
-            os.kill(os.getpid(), kills[report.step])
-
-    tiny_trainer(data, run, tiny_config(checkpoint_minutes=0.0), watcher=Watcher(on_step=on_step)).fit(resume=resume)
-
-
-def in_child(data: Path, run: Path, resume: bool, kills: dict[int, int]) -> int | None:
-    """`train_here` in a process of its own, forked so that torch is loaded once; its exit code."""
-    child = multiprocessing.get_context("fork").Process(target=train_here, args=(data, run, resume, kills))
+def in_child(data: Path, run: Path, resume: bool, kills: dict[int, int], minutes: float = 0.0) -> int | None:
+    """The run in a process of its own, with a save every `minutes`; its exit code."""
+    config = tiny_config(checkpoint_minutes=minutes)
+    child = processes().Process(target=train_and_die, args=(data, run, config, resume, kills))
     child.start()
     child.join(120)
     return child.exitcode
@@ -101,23 +86,13 @@ def test_kill_at_twenty_random_steps(data: Path, whole: Path, tmp_path: Path) ->
 
 def test_a_run_killed_before_its_first_save_starts_again(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = tiny_config(checkpoint_minutes=60.0)
-    child = multiprocessing.get_context("fork").Process(
-        target=lambda: tiny_trainer(data, run, config, watcher=Watcher(on_step=die_at(3))).fit()
-    )
-    child.start()
-    child.join(60)
-    assert child.exitcode == -9
+    assert in_child(data, run, False, {3: signal.SIGKILL}, minutes=60.0) == -9
     assert not (run / "resume.ckpt").exists()
     (run / ".resume.ckpt.1a2b3c4d.tmp").write_bytes(b"half")
     assert in_child(data, run, True, {}) == 0
     assert not list(run.glob(".*"))
     assert figures(run) == figures(whole)
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-
-
-def die_at(step: int) -> Callable[[StepReport], None]:
-    return lambda report: os.kill(os.getpid(), signal.SIGKILL) if report.step == step else None
 
 
 def test_a_finished_run_stays_as_it_is(data: Path, whole: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
+import torch.distributed as dist
 
-from toc_cli.fcid.comm import Comm
+from toc_cli.fcid.comm import Comm, current_comm
 from toc_cli.fcid.data import open_split
 from toc_cli.fcid.run_folder import RunFolder
 from toc_cli.fcid.train_config import RunConfig, run_config
-from toc_cli.fcid.trainer import Trainer, Watcher
+from toc_cli.fcid.trainer import StepReport, Trainer, Watcher
 
 CLIPS = 30
 
@@ -60,3 +64,30 @@ def tiny_trainer(
         comm=comm,
         watcher=watcher,
     )
+
+
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Children of a server with torch loaded once and no threads: a fork of the tests' own process could deadlock."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fcid.tiny", "torch._dynamo"])
+    return context
+
+
+def train_and_die(data: Path, run: Path, config: RunConfig, resume: bool, kills: dict[int, int]) -> None:
+    """One process of a run; `kills` maps a step to the signal that it sends itself once the step is done."""
+    torch.set_num_threads(1)
+
+    def on_step(report: StepReport) -> None:
+        if report.step in kills:
+            os.kill(os.getpid(), kills[report.step])
+
+    tiny_trainer(data, run, config, watcher=Watcher(on_step=on_step)).fit(resume=resume)
+
+
+def one_rank(rank: int, world: int, data: Path, run: Path, config: RunConfig) -> None:
+    """One of `world` processes that train together, joined by gloo."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(world))
+    dist.init_process_group("gloo", init_method=f"file://{run}.rendezvous", rank=rank, world_size=world)
+    tiny_trainer(data, run, config, comm=current_comm()).fit()
+    dist.destroy_process_group()
