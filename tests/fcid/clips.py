@@ -22,7 +22,9 @@ SMALL: dict[str, Any] = {"width": 8, "codebook.size": 12, "dropout": 0.0}
 def small_model(config: ModelConfig, **options: Any) -> Aligner:
     """D = 8, K = 12, float64, no dropout; always the same weights."""
     torch.manual_seed(0)
-    return build_model(with_options(config, SMALL | {n.replace("__", "."): v for n, v in options.items()}), SPECS).double()
+    return build_model(
+        with_options(config, SMALL | {n.replace("__", "."): v for n, v in options.items()}), SPECS
+    ).double()
 
 
 def clips(count: int = 5, seed: int = 0, **parts: Any) -> Batch:

@@ -28,7 +28,9 @@ def labelled_clips(path: Path, *, seed: int = 7, frames: bool = True, ragged: bo
             happens[:, 0] = True
             for name, shape in SHAPES.items():
                 means = 2 * np.random.default_rng(len(name)).normal(size=(4, *shape[1:]))
-                seconds = np.where(happens, cause[:, None], 3) if name != "text" else np.repeat(cause[:, None], 3, axis=1)
+                seconds = (
+                    np.where(happens, cause[:, None], 3) if name != "text" else np.repeat(cause[:, None], 3, axis=1)
+                )
                 values = means[seconds] + 0.5 * rng.normal(size=(count, *shape))
                 group.create_dataset(name, data=values.astype(np.float32), chunks=(4, *shape))
             group["caption"] = cause
@@ -55,7 +57,9 @@ def label(group: h5py.Group, name: str, values: np.ndarray, **attributes: int) -
 def trained(data: Path, folder: Path, epochs: int = 1, **model: object) -> Path:
     """A run of a few epochs, D=8, K=6; `model` are settings of the model, the rest is of its profile."""
     small = {"width": 8, "heads": 2, "codebook": {"size": 6}, **model}
-    config = run_config({"model": small, "train": {"epochs": epochs, "batch_size": 12, "lr": 3e-3, "schedule": "constant"}})
+    config = run_config(
+        {"model": small, "train": {"epochs": epochs, "batch_size": 12, "lr": 3e-3, "schedule": "constant"}}
+    )
     names = config.model.modalities
     splits = {name: open_split(data, name, names) for name in ("train", "val")}
     Trainer(config, splits["train"], RunFolder(folder), validation=splits["val"]).fit()

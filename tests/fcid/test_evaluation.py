@@ -108,9 +108,7 @@ def test_classification_is_the_probe_on_the_models_own_read_out(run: Path, data:
     assert row["results"]["full"]["seeds"] == pytest.approx(found, abs=1.01 / COUNTS["a_test"])  # one clip of rounding
 
 
-def test_all_dimensions_do_not_depend_on_what_is_cut_beside_them(
-    run: Path, data: Path, record: dict[str, Any]
-) -> None:
+def test_all_dimensions_do_not_depend_on_what_is_cut_beside_them(run: Path, data: Path, record: dict[str, Any]) -> None:
     alone = evaluate(run, data, EvaluateOptions(keep=(), tasks=("label_clip",), **SMALL))
     for part in ("classification", "retrieval", "generation"):
         for row in rows(alone, part):
@@ -280,7 +278,17 @@ def test_a_codebook_alone(run: Path, data: Path, tmp_path: Path) -> None:
             group["label_clip"] = split.label("label_clip")
     features, artefact = tmp_path / "fine.h5", tmp_path / "fine.toc.safetensors"
     toc("evaluate", run, data, "--save-features", features)
-    toc("optimize", run / "model.safetensors", "--codebook", "codebook.fine.embedding", "--features", features, "-q", "-o", artefact)
+    toc(
+        "optimize",
+        run / "model.safetensors",
+        "--codebook",
+        "codebook.fine.embedding",
+        "--features",
+        features,
+        "-q",
+        "-o",
+        artefact,
+    )
     refused = toc("evaluate", artefact, plain)
     assert refused.code == 2
     assert "is pruned already" in refused.err
@@ -309,9 +317,7 @@ def test_a_codebook_alone(run: Path, data: Path, tmp_path: Path) -> None:
         ({"parts": ("smelling",)}, UsageError, "--part 'smelling' is unknown"),
     ],
 )
-def test_what_cannot_be(
-    run: Path, data: Path, options: dict[str, Any], error: type[Exception], sentence: str
-) -> None:
+def test_what_cannot_be(run: Path, data: Path, options: dict[str, Any], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         evaluate(run, data, EvaluateOptions(**options))
 

@@ -61,7 +61,9 @@ def test_worst_and_random_controls_have_the_same_size() -> None:
         "full", "variance 3 slice", "variance 3 subspace", "worst variance 3 slice", "worst variance 3 subspace",
         "random 3 slice", "random 3 subspace",
     ]  # fmt: skip
-    best, worst = (found[id].draw(0)["book"].stand.levels[0].kept for id in ("variance 3 slice", "worst variance 3 slice"))
+    best, worst = (
+        found[id].draw(0)["book"].stand.levels[0].kept for id in ("variance 3 slice", "worst variance 3 slice")
+    )
     assert best is not None
     assert worst is not None
     assert not set(best[0].tolist()) & set(worst[0].tolist())

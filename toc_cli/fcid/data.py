@@ -136,7 +136,9 @@ class Split:
         mask: dict[str, torch.Tensor] = {}
         present: dict[str, torch.Tensor] = {}
         for name, modality in self.modalities.items():
-            values = self._gather(rows, name).astype(np.float32, copy=False)  # (B, L, ..., C), a copy of the block's rows
+            values = self._gather(rows, name).astype(
+                np.float32, copy=False
+            )  # (B, L, ..., C), a copy of the block's rows
             if modality.scale != 1.0:
                 values /= np.float32(modality.scale)
             lengths = self._gather(rows, name + "_length")
