@@ -11,7 +11,6 @@ import typer
 
 from toc_cli import __version__
 from toc_cli.commands import bench, demo, evaluate, inspect, optimize, quantize, report, train_fcid
-from toc_cli.commands.output import complain
 from toc_cli.errors import OutputError, TocError, UsageError
 
 app = typer.Typer(
@@ -21,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, room in (
@@ -61,12 +61,19 @@ def main() -> None:
         if os.environ.get("TOC_DEBUG") == "1":
             raise
         known = in_words(error)
-        complain(known)
+        say(known)
         code = known.exit_code
     except KeyboardInterrupt:
-        complain(TocError("Stopped by Ctrl-C; nothing was left half-written."))
+        say(TocError("Stopped by Ctrl-C; nothing was left half-written."))
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def say(error: TocError) -> None:
+    """The error on stderr; rich is loaded only now, so that help stays quick."""
+    from toc_cli.commands.output import complain
+
+    complain(error)
 
 
 def in_words(error: Exception) -> TocError:
