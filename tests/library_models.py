@@ -327,7 +327,7 @@ def flips(full: Quantiser, rows: torch.Tensor, expected: torch.Tensor, found: to
     for at in (expected != found).flatten(1).any(1).nonzero().flatten():
         row, level, head = rows[at : at + 1], *(int(n) for n in (expected[at] != found[at]).nonzero()[0])
         z = list(full.inputs(row, expected[at : at + 1]))[level][0].double()
-        columns, kept = full.levels[level].compared(z[None], head)
+        columns, kept = full.levels[level].compared(z[None], head), full.levels[level].columns(head)
         x = columns[0] if kept is None else columns[0, kept]
         codes = full.levels[level].codes[head].double()
         if full.metric == "cosine":
