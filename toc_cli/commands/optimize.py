@@ -51,7 +51,7 @@ def optimize(
     space: flags.Space = "auto",
     eval_rows: Annotated[
         str, typer.Option(metavar="N|all", help="Rows per modality on which before and after are measured.")
-    ] = "32768",
+    ] = "16384",
     max_memory: flags.MaxMemory = "1GiB",
     device: flags.Device = "auto",
     seed: flags.Seed = 0,

@@ -109,7 +109,7 @@ def tokens_table(done: dict[str, Any]) -> Table:
 
 
 def bench_tables(found: dict[str, Any]) -> list[RenderableType]:
-    """One table: a row per measured thing, a column per figure; seconds and bytes in readable units."""
+    """One table: a row per measured thing (a single one stands upright); seconds and bytes in readable units."""
     about = [
         f"{key.replace('_', ' ')} {value}"
         for key, value in found.items()
@@ -118,6 +118,11 @@ def bench_tables(found: dict[str, Any]) -> list[RenderableType]:
     title = Text(" · ".join([f"toc bench {found['bench']}", *about]))
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = list(dict.fromkeys(field for row in found["rows"] for field in row))
+    if len(found["rows"]) == 1:
+        table.show_header = False
+        for column in columns:
+            table.add_row(Text(column.replace("_", " ")), Text(_measured(column, found["rows"][0][column])))
+        return [table]
     for column in columns:
         words = any(isinstance(row.get(column), str) for row in found["rows"])
         table.add_column(Text(column.replace("_", " ")), justify="left" if words else "right")

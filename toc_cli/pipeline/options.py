@@ -13,7 +13,7 @@ from toc_cli.ops.criterion import CRITERIA
 
 METRICS = ("euclidean", "cosine", "dot")
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
-EVALUATED_ROWS = 32768
+EVALUATED_ROWS = 16384
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`progress(title, total rows)` opens a bar and gives the function that moves it."""
