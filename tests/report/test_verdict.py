@@ -82,6 +82,19 @@ def test_worse_than_random_says_so(record: dict[str, Any]) -> None:
     assert "is worse than picking" in alarms(record)["not_better_than_random"].text
 
 
+def test_one_lucky_random_set_is_warned_of(record: dict[str, Any]) -> None:
+    """A positive mean advantage says little where a single random set of this size does as well."""
+    book = quiet(record)["codebooks"][0]
+    assert "not_better_than_random" not in alarms(record)
+    high = book["ci95"]["after"]["excess_distortion"][1]
+    book["baselines"]["random"] = {
+        "excess_distortion": {"mean": high + 1, "min": high + 1e-6, "max": high + 2, "seeds": 5}
+    }
+    assert "not_better_than_random" not in alarms(record)
+    book["baselines"]["random"]["excess_distortion"]["min"] = high - 1e-6
+    assert "not_better_than_random" in alarms(record)
+
+
 def test_the_pipelines_own_warnings_come_first_and_only_once(record: dict[str, Any]) -> None:
     quiet(record)["codebooks"][0]["dead_dimensions"] = 2
     record["warnings"] = [

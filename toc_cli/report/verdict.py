@@ -88,15 +88,21 @@ def headline(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str) -> str
 
 
 def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    """Where the paired advantage may be 0, or the chosen interval overlaps what single random sets reach."""
     low, value = values["advantage_over_random_low"], values["advantage_over_random"]
-    if low is None or value is None or low > 0:
+    if low is None or value is None:
+        return None
+    chosen = codebook["ci95"]["after"].get("excess_distortion")
+    best = codebook["baselines"].get("random", {}).get("excess_distortion", {}).get("min")
+    if low > 0 and not (chosen and best is not None and chosen[1] >= best):
         return None
     spread = interval(codebook["advantage_over_random"]["distortion"]["ci95"], "points")
     verb = "is worse than" if value < 0 else "is not measurably better than"
     text = (
         f"The criterion {words.name(str(record['options'].get('criterion')))} {verb} picking dimensions at "
         "random at this keep "
-        f"ratio: its advantage in excess distortion is {number(value, 'points')} {spread}."
+        f"ratio: its advantage in excess distortion is {number(value, 'points')} {spread}"
+        + ("." if best is None else f", and the best random set costs {number(best, 'change')}.")
     )
     return Alarm("not_better_than_random", codebook["id"], text, "advantage_over_random_low")
 
