@@ -28,7 +28,7 @@ def wide_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler to build the wide kernel with")
-    source = Path(native.__file__).with_name("_native.c")
+    source = Path(native.__file__).with_name("_search.c")
     target = tmp_path_factory.mktemp("wide") / "wide.so"
     flags = [
         "-O1",
@@ -43,19 +43,21 @@ def wide_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return native.declare(ctypes.CDLL(str(target)))
 
 
-@pytest.fixture(params=["naive", "torch", "portable", "avx2", "avx512", "wide"])
+@pytest.fixture(params=["naive", "torch", "portable", "avx2", "avx2-fine", "avx512", "avx512vnni", "wide"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A backend that this machine runs; the compiled one on each of its instruction sets."""
+    """A backend that this machine runs; the compiled one on each of its instruction sets, with its coarse pass and without."""
     if request.param in ("naive", "torch"):
         return request.param
+    monkeypatch.setattr(native, "COARSE_ROWS", 10**9 if request.param == "avx2-fine" else 0)
     if request.param == "wide":
         library = request.getfixturevalue("wide_library")
         monkeypatch.setattr(native, "library", lambda: library)
     elif not NATIVE:
         pytest.skip("the compiled search was not built here")
-    monkeypatch.setenv("TOC_NATIVE", "portable" if request.param == "wide" else request.param)
-    if request.param not in ("wide", native.instruction_set()):
-        pytest.skip(f"this machine has no {request.param}")
+    wish = "portable" if request.param == "wide" else request.param.removesuffix("-fine")
+    monkeypatch.setenv("TOC_NATIVE", wish)
+    if native.instruction_set() != wish:
+        pytest.skip(f"this machine has no {wish}")
     return "native"
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from toc_cli.errors import InputError
 from toc_cli.ops.assign import native
 from toc_cli.ops.assign.found import Found
-from toc_cli.ops.assign.inputs import check_finite, fit
+from toc_cli.ops.assign.inputs import fit
 from toc_cli.ops.assign.search import BACKENDS, METRICS, NEAR, choose, distances, find, nearest_op
 
 __all__ = [
@@ -95,7 +95,6 @@ class Searcher:
         self.codes, self.metric, self.kept = codes, metric, kept
         self._packed: list[Any] | None = None
         if choose(codes.device) == "native":
-            check_finite("codebook", codes)
             self._packed = native.pack(codes, metric)
 
     def assign(self, x: Tensor) -> Tensor:

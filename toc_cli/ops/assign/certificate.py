@@ -83,6 +83,13 @@ def frame(codes: Tensor, metric: str, columns: Tensor | None = None) -> Frame:
 
     mu = (torch.stack([block.sum(0) for block in blocks()]).sum(0) / len(codes)).float()
     radius = max(float((block - mu.double()).square().sum(1).amax().sqrt()) for block in blocks())
+    longest = max(float(block.norm(dim=1).amax()) for block in blocks())
+    return bounded(mu, radius, longest, metric)
+
+
+def bounded(mu: Tensor, radius: float, longest: float, metric: str) -> Frame:
+    """Scale and error bound for codes within `radius` of mu (D,) and of norms up to `longest` (of unit length where cosine)."""
+    d = len(mu)
     exponent = -math.frexp(radius)[1] if 0 < radius < math.inf else 0
     scale = 2.0 ** min(max(exponent, -120), 120)
     r = radius * scale * 1.001
@@ -92,8 +99,7 @@ def frame(codes: Tensor, metric: str, columns: Tensor | None = None) -> Frame:
         slope, curve = single * r + 2 * double * r, double
         offset = single * r * r / 2 + double * r * r + underflow * (2 + r)
     else:
-        reach = scale * 1.001 * max(float(block.norm(dim=1).amax()) for block in blocks())
-        slope, curve, offset = single * r + 4 * double * reach, 0.0, underflow * (2 + r)
+        slope, curve, offset = single * r + 4 * double * scale * 1.001 * longest, 0.0, underflow * (2 + r)
     slope += underflow
     lost = math.sqrt(d) * 2.0**-62  # what squares that underflow can hide of |X|, summed in float32
     return Frame(mu, scale, slope, offset + slope * lost, curve, metric)

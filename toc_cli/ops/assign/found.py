@@ -25,3 +25,5 @@ class Found:
     """Rows that were compared in float64."""
     recheck_seconds: float = 0.0
     """Wall time of those comparisons; 0 where the backend does not measure them apart."""
+    doubtful: int = 0
+    """Rows that the coarse pass of the compiled search left to its fine one."""

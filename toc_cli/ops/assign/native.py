@@ -1,12 +1,13 @@
-"""The compiled search for the CPU (_native.c), loaded with ctypes, which lets go of the interpreter lock while it runs.
+"""The compiled search for the CPU (_search.c), loaded with ctypes, which lets go of the interpreter lock while it runs.
 
-TOC_NATIVE=0 in the environment leaves it aside; TOC_NATIVE=portable, avx2 or avx512 picks the instruction set.
+TOC_NATIVE=0 in the environment leaves it aside; TOC_NATIVE=portable, avx2, avx512 or avx512vnni picks the instruction set.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import threading
 import time
@@ -16,17 +17,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from toc_cli.ops.assign.certificate import CHUNK, frame
+from toc_cli.ops.assign.certificate import CHUNK, bounded
 from toc_cli.ops.assign.found import Found
 from toc_cli.ops.assign.inputs import check_finite
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 METRIC_NUMBER = {"euclidean": 0, "cosine": 1, "dot": 2}
 PANEL_ELEMENTS = 1 << 23  # codes packed at a time: 32 MiB
-ROW_STATE = 1 << 20  # rows searched at a time: their lists take 24 MiB
+ROW_STATE = 1 << 20  # rows searched at a time: their lists take 12 MiB
 CONVERTED = 1 << 23  # elements of half-precision rows held in float32 at a time
 MANY_OPEN = 1 / 64  # share of re-checked rows from which equal codes are looked for
 INLINE_WORK = 1 << 21  # multiply-adds below which threads cost more than they save
+COARSE_REACH = 32000  # _search.c: the norm that the longest code has in the steps of the coarse pass
+COARSE_ROWS = 256  # rows from which the coarse pass saves more than making the codes ready for it costs
 
 
 class _Matrix(ctypes.Structure):
@@ -44,13 +47,17 @@ class _Search(ctypes.Structure):
         ("x", _Matrix),
         ("codes", _Matrix),
         ("dims", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("mu", "code_norms", "twin", "panel", "row_shift")),
+        *((name, ctypes.c_void_p) for name in ("mu", "code_norms")),
+        *((name, ctypes.c_double) for name in ("radius", "longest")),
+        *((name, ctypes.c_void_p) for name in ("twin", "panel", "bias", "coarse_panel", "coarse_bias")),
+        *((name, ctypes.c_double) for name in ("coarse_gain", "coarse_rest")),
+        ("row_shift", ctypes.c_void_p),
         *(
             (name, ctypes.c_double)
             for name in ("scale", "row_gain", "slope", "offset", "curve", "reach", "per_distance")
         ),
-        *((name, ctypes.c_void_p) for name in ("index", "best", "second", "open_rows", "open_floor")),
-        *((name, ctypes.c_int64) for name in ("open_count", "overflow_count", "next_row")),
+        *((name, ctypes.c_void_p) for name in ("index", "best", "second", "doubtful", "open_rows", "open_floor")),
+        *((name, ctypes.c_int64) for name in ("doubtful_count", "open_count", "overflow_count", "next")),
         *((name, ctypes.c_int32) for name in ("metric", "isa", "failed")),
     )
 
@@ -58,7 +65,7 @@ class _Search(ctypes.Structure):
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled library; None where it was not built."""
-    spec = importlib.util.find_spec(f"{__package__}._native")
+    spec = importlib.util.find_spec(f"{__package__}._search")
     if spec is None or spec.origin is None:
         return None
     return declare(ctypes.CDLL(spec.origin))
@@ -66,16 +73,18 @@ def library() -> ctypes.CDLL | None:
 
 def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """The argument types of its functions."""
-    loaded.toc_panel_floats.restype = ctypes.c_int64
-    loaded.toc_panel_floats.argtypes = (ctypes.c_int64, ctypes.c_int64)
-    for name in ("toc_pack", "toc_scan", "toc_recheck"):
+    for name in ("toc_panel_words", "toc_padded_codes"):
+        getattr(loaded, name).restype = ctypes.c_int64
+    loaded.toc_panel_words.argtypes = (ctypes.c_int64, ctypes.c_int64)
+    loaded.toc_padded_codes.argtypes = (ctypes.c_int64,)
+    for name in ("toc_frame", "toc_pack_fine", "toc_pack_coarse", "toc_scan_fine", "toc_scan_coarse", "toc_recheck"):
         getattr(loaded, name).argtypes = (ctypes.POINTER(_Search),)
         getattr(loaded, name).restype = None
     return loaded
 
 
 def instruction_set() -> str | None:
-    """What the compiled search will run on: portable, avx2 or avx512; None where it is absent or switched off."""
+    """What the compiled search will run on, one of ISAS; None where it is absent or switched off."""
     wish = os.environ.get("TOC_NATIVE", "")
     loaded = None if wish == "0" else library()
     if loaded is None:
@@ -87,12 +96,12 @@ def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: fl
     """The two nearest codes; see Found. x and codes are read where they lie: no copy, half precision converted in blocks."""
     columns = kept if kept is not None and codes.shape[1] == x.shape[1] else None
     parts = codes.split(_slice(codes, columns))
-    return search_packed(x, (_Codebook(part, metric, columns) for part in parts), len(parts), kept, reach)
+    return search_packed(x, (Codebook(part, metric, columns) for part in parts), len(parts), kept, reach)
 
 
-def pack(codes: Tensor, metric: str, columns: Tensor | None = None) -> list[_Codebook]:
+def pack(codes: Tensor, metric: str, columns: Tensor | None = None) -> list[Codebook]:
     """The codes (K, D), or these columns of them, packed once for many blocks of rows."""
-    return [_Codebook(part, metric, columns) for part in codes.split(_slice(codes, columns))]
+    return [Codebook(part, metric, columns) for part in codes.split(_slice(codes, columns))]
 
 
 def _slice(codes: Tensor, columns: Tensor | None) -> int:
@@ -100,24 +109,27 @@ def _slice(codes: Tensor, columns: Tensor | None) -> int:
     return max(1, PANEL_ELEMENTS // (codes.shape[1] if columns is None else len(columns)))
 
 
-def search_packed(x: Tensor, books: Iterable[_Codebook], count: int, kept: Tensor | None, reach: float) -> Found:
+def search_packed(x: Tensor, books: Iterable[Codebook], count: int, kept: Tensor | None, reach: float) -> Found:
     """`search` in `count` slices of packed codes."""
-    index = torch.zeros(len(x), dtype=torch.int64)
+    # empty, not zeros: filling runs on torch's threads, which then spin on the cores that the search wants
+    index = torch.empty(len(x), dtype=torch.int64)
     distances = len(x) if reach or count > 1 else 0
-    best, second = (torch.full((distances,), torch.inf, dtype=torch.float64) for _ in range(2))
+    best, second = (torch.empty(distances, dtype=torch.float64) for _ in range(2))
     step = ROW_STATE if _direct(x) else max(1, min(ROW_STATE, CONVERTED // x.shape[1]))
-    checked, seconds, first = 0, 0.0, 0
+    doubtful, checked, seconds, first = 0, 0, 0.0, 0
     for book in books:
         for start in range(0, len(x), step):
-            found = book.search(x[start : start + step], kept, reach, bool(distances), start)
-            checked, seconds = checked + found.checked, seconds + found.recheck_seconds
             at = slice(start, start + step)
-            if not first:
-                index[at], best[at], second[at] = found.index, found.best, found.second
-            else:
+            out = (index[at], best[at], second[at])
+            if first:
+                out = (torch.empty_like(out[0]), torch.empty_like(out[1]), torch.empty_like(out[2]))
+            found = book.search(x[at], kept, reach, out, start)
+            doubtful, checked = doubtful + found.doubtful, checked + found.checked
+            seconds += found.recheck_seconds
+            if first:
                 _merge(index[at], best[at], second[at], found.index + first, found.best, found.second)
         first += len(book.codes)
-    return Found(index, best, second, checked, seconds)
+    return Found(index, best, second, checked, seconds, doubtful)
 
 
 def _merge(
@@ -143,8 +155,8 @@ def _matrix(x: Tensor, columns: Tensor | None) -> tuple[_Matrix, Tensor | None]:
     return _Matrix(x.data_ptr(), pointer, len(x), x.stride(0), x.dtype == torch.float64), offsets
 
 
-class _Codebook:
-    """A codebook (K, D) packed for the compiled search."""
+class Codebook:
+    """A codebook (K, D) made ready for the compiled search: framed at once, packed for a pass when it is first run."""
 
     def __init__(self, codes: Tensor, metric: str, columns: Tensor | None) -> None:
         loaded = library()
@@ -152,35 +164,50 @@ class _Codebook:
             raise RuntimeError("The compiled search was not built.")
         self.library = loaded
         codes = codes if _direct(codes) else codes.float()
-        self.around = frame(codes, metric, columns)
-        k, d = len(codes), len(self.around.mu)
-        self.norms = torch.empty(k, dtype=torch.float64)
-        self.panel = torch.empty(self.library.toc_panel_floats(k, d), dtype=torch.float32)
-        self.row_shift = self.around.mu if metric == "euclidean" else torch.zeros(d)
         matrix, offsets = _matrix(codes, columns)
         self.codes, self.columns, self.offsets = codes, columns, offsets
+        k, d = len(codes), codes.shape[1] if columns is None else len(columns)
+        self.mu = torch.empty(d)
+        self.norms = torch.empty(k if metric == "cosine" else 0, dtype=torch.float64)
+        isa = ISAS.index(instruction_set() or "portable")
         self.task = _Search(
-            codes=matrix, dims=d, mu=self.around.mu.data_ptr(), code_norms=self.norms.data_ptr(), panel=self.panel.data_ptr(),
-            row_shift=self.row_shift.data_ptr(), scale=self.around.scale,
-            row_gain=self.around.scale if metric == "euclidean" else 1.0, slope=self.around.slope, offset=self.around.offset,
-            curve=self.around.curve, per_distance=self.around.per_distance, metric=METRIC_NUMBER[metric],
-            isa=ISAS.index(instruction_set() or "portable"),
+            codes=matrix, dims=d, mu=self.mu.data_ptr(), code_norms=self.norms.data_ptr(), metric=METRIC_NUMBER[metric], isa=isa
         )  # fmt: skip
-        self.library.toc_pack(self.task)
+        self._run(self.library.toc_frame, 0)
+        radius, longest = self.task.radius, self.task.longest
+        if not math.isfinite(radius + longest):
+            check_finite("codebook", codes, columns)
+        around = bounded(self.mu, radius, longest, metric)
+        self.row_shift = self.mu if metric == "euclidean" else torch.zeros(d)
+        self.task.row_shift = self.row_shift.data_ptr()
+        self.task.row_gain = around.scale if metric == "euclidean" else 1.0
+        self.task.per_distance = around.per_distance
+        for name in ("scale", "slope", "offset", "curve"):
+            setattr(self.task, name, getattr(around, name))
+        self.has_coarse = bool(self.library.toc_has_coarse(isa)) and math.isfinite(radius)
+        self.panel = self.bias = self.coarse_panel = self.coarse_bias = torch.empty(0)
 
-    def search(self, x: Tensor, kept: Tensor | None, reach: float, distances: bool, row: int) -> Found:
-        """`search` within this codebook; `row` is the number of the first row, for errors."""
+    def search(
+        self, x: Tensor, kept: Tensor | None, reach: float, out: tuple[Tensor, Tensor, Tensor], row: int
+    ) -> Found:
+        """`search` within this codebook, into `out`: index, best, second. `row` is the number of the first row, for errors."""
         if not _direct(x):
             x, kept = (x if kept is None else x.index_select(1, kept)).float(), None
-        n, task = len(x), self.task
+        n, task, (index, best, second) = len(x), self.task, out
         task.x, self.row_offsets = _matrix(x, kept)
-        index, open_rows = torch.empty(n, dtype=torch.int64), torch.empty(n, dtype=torch.int64)
-        floor = torch.empty(n, dtype=torch.float32)
-        best, second = (torch.full((n if distances else 0,), torch.inf, dtype=torch.float64) for _ in range(2))
-        task.index, task.open_rows, task.open_floor = index.data_ptr(), open_rows.data_ptr(), floor.data_ptr()
-        task.best, task.second = (best.data_ptr(), second.data_ptr()) if distances else (None, None)
-        task.reach, task.open_count, task.overflow_count = reach, 0, 0
-        self._run(self.library.toc_scan, n)
+        lists = [torch.empty(n, dtype=kind) for kind in (torch.int32, torch.int32, torch.float32)]
+        task.index, task.open_rows, task.open_floor = (part.data_ptr() for part in (index, *lists[1:]))
+        task.best, task.second = (best.data_ptr(), second.data_ptr()) if len(best) else (None, None)
+        task.reach, task.doubtful_count, task.open_count, task.overflow_count = reach, 0, 0, 0
+        coarse = self.has_coarse and reach != math.inf and (n >= COARSE_ROWS or len(self.coarse_panel) > 0)
+        task.doubtful = lists[0].data_ptr() if coarse else None
+        if coarse:
+            self._pack_coarse()
+            self._run(self.library.toc_scan_coarse, n)
+        fine = task.doubtful_count if coarse else n
+        if fine:
+            self._pack_fine()
+            self._run(self.library.toc_scan_fine, fine)
         if task.overflow_count:
             check_finite("features", x, kept, row)
         began = time.perf_counter()
@@ -188,17 +215,37 @@ class _Codebook:
             twin, has_twin = self._twins(task.open_count / n)
             task.twin = None if twin is None else twin.data_ptr()
             self._run(self.library.toc_recheck, task.open_count)
-            if has_twin is not None and distances:
-                second = torch.where(has_twin[index], best, second)
-        return Found(index, best, second, task.open_count, time.perf_counter() - began)
+            if has_twin is not None and len(second):
+                second.copy_(torch.where(has_twin[index], best, second))
+        return Found(index, best, second, task.open_count, time.perf_counter() - began, fine if coarse else 0)
+
+    def _pack_fine(self) -> None:
+        if len(self.panel):
+            return
+        k, task = len(self.codes), self.task
+        self.panel = torch.empty(self.library.toc_panel_words(k, task.dims), dtype=torch.float32)
+        self.bias = torch.empty(self.library.toc_padded_codes(k), dtype=torch.float32)
+        task.panel, task.bias = self.panel.data_ptr(), self.bias.data_ptr()
+        self._run(self.library.toc_pack_fine, 1)
+
+    def _pack_coarse(self) -> None:
+        if len(self.coarse_panel):
+            return
+        k, task = len(self.codes), self.task
+        self.coarse_panel = torch.empty(self.library.toc_panel_words(k, (task.dims + 1) // 2), dtype=torch.int32)
+        self.coarse_bias = torch.empty(self.library.toc_padded_codes(k), dtype=torch.float64)
+        task.coarse_panel, task.coarse_bias = self.coarse_panel.data_ptr(), self.coarse_bias.data_ptr()
+        task.coarse_rest, reach = 0.0, task.radius * task.scale
+        task.coarse_gain = min(COARSE_REACH / reach, 2.0**60) if reach else 1.0
+        self._run(self.library.toc_pack_coarse, 1)
 
     def _twins(self, share: float) -> tuple[Tensor | None, Tensor | None]:
         """`twins` of the codes, once so many rows are open that leaving equal codes out may pay."""
         return twins(self.codes, self.columns) if share > MANY_OPEN else (None, None)
 
     def _run(self, work: Callable[[_Search], None], rows: int) -> None:
-        """The work on as many threads as torch uses; they share the rows through the task's counter."""
-        self.task.next_row = self.task.failed = 0
+        """The work on as many threads as torch uses; they share it through the task's counter."""
+        self.task.next = self.task.failed = 0
         size = rows * len(self.codes) * self.task.dims
         count = min(torch.get_num_threads(), 1 + size // INLINE_WORK)
         threads = [threading.Thread(target=work, args=(self.task,)) for _ in range(count - 1)]

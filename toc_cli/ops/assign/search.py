@@ -57,8 +57,10 @@ def find(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, backend: st
     if backend == "native" and x.device.type != "cpu":
         raise UsageError(f"The compiled search runs on the CPU, not on {x.device}.", "Use backend='auto'.")
     kept = fit(x, codes, kept)
-    check_finite("codebook", codes, kept if kept is not None and codes.shape[1] == x.shape[1] else None)
-    return backend_search(choose(x.device) if backend == "auto" else backend)(x, codes, metric, kept, reach)
+    backend = choose(x.device) if backend == "auto" else backend
+    if backend != "native":  # which looks while it reads the codes
+        check_finite("codebook", codes, kept if kept is not None and codes.shape[1] == x.shape[1] else None)
+    return backend_search(backend)(x, codes, metric, kept, reach)
 
 
 @torch.no_grad()
