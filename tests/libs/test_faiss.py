@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import library_models as models
-from toc_cli.errors import UsageError
+from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit
 
@@ -93,6 +93,38 @@ def test_inverted_file_holds_two_quantisers(tmp_path: Path, rows: np.ndarray) ->
     tokens = models.read_quantiser(ckpt, inner).tokens(left)
     codes = faiss.unpack_bitstrings(index.pq.compute_codes(np.ascontiguousarray(left)), 4, 4)
     assert (tokens[:, 0].numpy() == codes).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["PQ4x4fs", "IVF8,PQ4x4fs", "PCA12,PQ4x4", "PQ4x4,RFlat", "IDMap,PQ4x4", "IVF8,PQ4+4"])
+def test_product_quantisers_inside_other_indexes(tmp_path: Path, rows: np.ndarray, kind: str) -> None:
+    index = faiss.index_factory(16, kind)
+    index.train(rows)
+    ckpt = open_checkpoint(save(index, tmp_path / "x.faiss"))
+    inner = faiss.downcast_index(getattr(index, "base_index", getattr(index, "index", index)))
+    assert np.array_equal(ckpt.get("pq.centroids").numpy().ravel(), faiss.vector_to_array(inner.pq.centroids))
+    if "PCA" in kind:
+        (book,) = detect(ckpt)
+        tokens = models.read_quantiser(ckpt, book).tokens(rows)
+        codes = faiss.unpack_bitstrings(index.sa_encode(rows), 4, 4)
+        assert (tokens[:, 0].numpy() == codes).mean() > 0.999
+
+
+def test_the_coarse_level_of_uncompressed_lists(tmp_path: Path, rows: np.ndarray) -> None:
+    index = faiss.index_factory(16, "IVF8,Flat")
+    index.train(rows)
+    (book,) = detect(ckpt := open_checkpoint(save(index, tmp_path / "x.faiss")))
+    lists = models.read_quantiser(ckpt, book).tokens(rows)[:, 0, 0].numpy()
+    assert (lists == index.quantizer.search(rows, 1)[1][:, 0]).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("SQ8", "scalar quantiser"), ("HNSW4", "of kind IHNf"), ("LSQ2x4", "of kind IxLS")]
+)
+def test_other_indexes_say_what_they_are(tmp_path: Path, rows: np.ndarray, kind: str, said: str) -> None:
+    index = faiss.index_factory(16, kind)
+    index.train(rows)
+    with pytest.raises(InputError, match=said):
+        detect(open_checkpoint(save(index, tmp_path / "x.faiss")))
 
 
 def test_inner_product_is_named_as_a_matter_of_search(tmp_path: Path, rows: np.ndarray) -> None:

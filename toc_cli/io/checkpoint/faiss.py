@@ -19,6 +19,10 @@ from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.names import printable
 
 METRICS = {0: "inner_product", 1: "l2"}
+PRODUCT_LISTS = {"IwPQ": 8, "IvPQ": 8, "IwQR": 8, "IwPf": 32}
+"""Inverted files of product codes, and the bytes between `by_residual` and their product quantiser (code size, block sizes)."""
+INVERTED = (*PRODUCT_LISTS, "IwFl", "IwFd", "IwSq", "IwSQ")
+"""Inverted files whose coarse level is read; the others hold no further code vectors."""
 DEPTH_LIMIT = 8
 
 
@@ -67,16 +71,16 @@ class FaissIndex(Checkpoint):
             _unpack(file, "<f")
         if not prefix:
             self._tell(fourcc=fourcc, metric=METRICS.get(metric, str(metric)), d=d)
-        if fourcc in ("IxPq", "IxPo"):
+        if fourcc in ("IxPq", "IxPo", "IPfs"):
             self._product(file, f"{prefix}pq.centroids")
         elif fourcc == "IxRq":
             self._residual(file, f"{prefix}rq.codebooks")
         elif fourcc in ("IxFl", "IxF2", "IxFI"):
             (length,) = _unpack(file, "<Q")
             self._floats(file, f"{prefix}xb", length, (ntotal, d))
-        elif fourcc in ("IwPQ", "IvPQ"):
-            self._inverted(file, prefix, depth)
-        elif fourcc in ("IxMp", "IxM2"):
+        elif fourcc in INVERTED:
+            self._inverted(file, prefix, depth, fourcc)
+        elif fourcc in ("IxMp", "IxM2", "IxRF"):  # numbered, or refined by an index behind this one
             self._index(file, prefix, depth + 1)
         elif fourcc == "IxPT":
             for i in range(_unpack(file, "<i")[0]):
@@ -104,20 +108,25 @@ class FaissIndex(Checkpoint):
         _, length = _unpack(file, "<BQ")
         self._floats(file, key, length, (sum(1 << n for n in nbits), d))
 
-    def _inverted(self, file: BinaryIO, prefix: str, depth: int) -> None:
+    def _inverted(self, file: BinaryIO, prefix: str, depth: int, fourcc: str) -> None:
         _unpack(file, "<QQ")  # nlist, nprobe
         self._index(file, f"{prefix}coarse.", depth + 1)
         kind, length = _unpack(file, "<BQ")  # the direct map
         file.seek(8 * length, 1)
         if kind == 2:
             file.seek(16 * _unpack(file, "<Q")[0], 1)
-        self._tell(by_residual=bool(_unpack(file, "<B")[0]))
-        _unpack(file, "<Q")  # code size
-        self._product(file, f"{prefix}pq.centroids")
+        if fourcc in PRODUCT_LISTS:
+            self._tell(by_residual=bool(_unpack(file, "<B")[0]))
+            file.seek(PRODUCT_LISTS[fourcc], 1)
+            self._product(file, f"{prefix}pq.centroids")
 
     def _transform(self, file: BinaryIO, key: str) -> None:
         kind = file.read(4)
-        if kind not in (b"LTra", b"rrot"):
+        if kind == b"Pcam":
+            _unpack(file, "<ff?i")  # settings of the training; then mean, eigenvalues, and the whole of them
+            for _ in range(3):
+                file.seek(4 * _unpack(file, "<Q")[0], 1)
+        elif kind not in (b"LTra", b"rrot"):
             raise InputError(
                 f"{printable(self.path)} has a transform of kind {kind!r} before its quantiser, which toc does not read.",
                 "Save the index without it, or export the centroids with np.save.",

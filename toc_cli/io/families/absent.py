@@ -8,6 +8,7 @@ import torch
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.names import Section, sections
+from toc_cli.io.names import printable
 
 EMPTY = "it holds no tensors: FSQ keeps its levels in code, so there is no codebook to prune"
 GRID = (
@@ -24,6 +25,10 @@ NETWORK = (
     "its codes come out of a network (SimVQ's code_transform) whose activations are not in the file, only its weights"
 )
 SCALAR_INDEX = "it holds a scalar quantiser, which quantises every dimension by itself: there are no code vectors"
+OTHER_INDEX = (
+    "it is a faiss index of kind {}, in which toc reads no code vectors: "
+    "it reads product and residual quantisers and the coarse level of inverted files"
+)
 ENCODER = (
     "it holds an encoder without its quantiser: no vectors are looked up; the codebook is in the pretraining checkpoint"
 )
@@ -41,12 +46,17 @@ def reason(ckpt: Checkpoint) -> str | None:
     """The sentence for a file known to hold no codebook; None for an unknown one."""
     parts = sections(ckpt)
     if not any(list(part) for part in parts):
-        return SCALAR_INDEX if ckpt.container == "faiss" else EMPTY
+        return _index(ckpt) if ckpt.container == "faiss" else EMPTY
     for part in parts:
         said = _lookup_free(ckpt, part) or _network(part) or _grid(ckpt, part) or _tables(part)
         if said:
             return said
     return None
+
+
+def _index(ckpt: Checkpoint) -> str:
+    kind = str(ckpt.values.get(("faiss", "fourcc")))
+    return SCALAR_INDEX if kind == "IxSQ" else OTHER_INDEX.format(printable(kind))
 
 
 def _lookup_free(ckpt: Checkpoint, part: Section) -> str | None:
