@@ -59,29 +59,46 @@ def assert_books(ckpt: Checkpoint, books: list[Codebook], entry: dict[str, Any])
     """Exactly the codebooks of the entry, each with its shape, heads, metric, dtype and effective codes."""
     sections = re.match(r'(?:\["[^"]+"\])*', entry["nesting"])  # a remark may follow
     nesting = re.findall(r'"([^"]+)"', sections.group() if sections else "")
-    wanted = {"/".join([*nesting, key]): book for book in entry["codebooks"] for key in stored_keys(book)}
-    places = {
-        book.keys[level][head]: (book, level)
+    wanted: dict[str, list[dict[str, Any]]] = {}
+    for row in entry["codebooks"]:
+        for key in stored_keys(row):
+            wanted.setdefault("/".join([*nesting, key]), []).append(row)
+    places = [
+        (key, book, level)
         for book in books
-        for level in range(book.levels)
-        for head in range(book.heads)
-    }
-    assert set(places) <= set(wanted)
-    assert {book["key"] for book in entry["codebooks"]} == {wanted[key]["key"] for key in places}
-    for key, (book, level) in places.items():
-        expected = wanted[key]
-        assert (book.num_codes[level], book.dim) == (expected["num_codes"], expected["dim"])
-        assert str(book.dtype).removeprefix("torch.") == expected["dtype"]
-        assert book.heads == expected.get("groups", expected["heads"])
-        if isinstance(expected["level"], int) and "pruned" not in entry["family"]:
-            assert book.levels == expected["levels"]
-            assert level == expected["level"]
-        assert metric_fits(book, expected["metric"])
-        tables = book.parts(ckpt).tables
-        assert len(tables) == (book.exact_levels or book.levels)
-        if level < len(tables):
-            assert tables[level].shape == (book.heads, book.num_codes[level], book.dim)
-            assert torch.isfinite(tables[level]).all() or entry["expect"] == "bad-values"
+        for level, heads in enumerate(book.keys)
+        for key in dict.fromkeys(as_listed(book, key, wanted) for key in heads)
+    ]
+    assert {key for key, _, _ in places} <= set(wanted)
+    assert {row["key"] for row in entry["codebooks"]} == {row["key"] for key, _, _ in places for row in wanted[key]}
+    for key, book, level in places:
+        assert_level(ckpt, book, level, wanted[key], entry)
+
+
+def assert_level(
+    ckpt: Checkpoint, book: Codebook, level: int, rows: list[dict[str, Any]], entry: dict[str, Any]
+) -> None:
+    """One level of a codebook is what its row of the manifest says; one tensor of several levels may have a row or several."""
+    expected = next((row for row in rows if row["level"] == level), rows[0])
+    assert (book.num_codes[level], book.dim) == (expected["num_codes"], expected["dim"])
+    assert str(book.dtype).removeprefix("torch.") == expected["dtype"]
+    assert book.heads == expected.get("groups", expected["heads"])
+    unlike = len({row["dim"] for row in entry["codebooks"]}) > 1  # levels of several widths stand alone
+    if isinstance(expected["level"], int) and "pruned" not in entry["family"] and not unlike:
+        assert book.levels == expected["levels"]
+        assert level == expected["level"] or len({book.keys[0][0], book.keys[level][0]}) == 1
+    assert metric_fits(book, expected["metric"])
+    tables = book.parts(ckpt).tables
+    assert len(tables) == (book.exact_levels or book.levels)
+    if level < len(tables):
+        assert tables[level].shape == (book.heads, book.num_codes[level], book.dim)
+        assert torch.isfinite(tables[level].float()).all() or entry["expect"] == "bad-values"
+
+
+def as_listed(book: Codebook, key: str, wanted: dict[str, list[dict[str, Any]]]) -> str:
+    """The key under which the manifest lists a table: its own, or that of a copy that is edited along."""
+    twins = [copy + key.removeprefix(book.root) for copy in book.copies]
+    return next((name for name in (key, *twins) if name in wanted), key)
 
 
 def stored_keys(book: dict[str, Any]) -> list[str]:

@@ -28,9 +28,11 @@ def entry(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def copied(source: Path, folder: Path) -> Path:
-    """A copy of the file or folder, which a run may write beside."""
+    """A copy of the file or folder, which a run may write beside; of the whole folder of an index of shards."""
     target = folder / source.name
-    if source.is_dir():
+    if source.name.endswith(".index.json"):
+        shutil.copytree(source.parent, folder, dirs_exist_ok=True)
+    elif source.is_dir():
         shutil.copytree(source, target)
     else:
         shutil.copy(source, target)
