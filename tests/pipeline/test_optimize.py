@@ -212,3 +212,21 @@ def test_outputs_take_their_stem_from_o(tmp_path: Path) -> None:
     assert names.record == Path("b/small.toc.json")
     shards = Outputs(Path("a/model.safetensors.index.json"), ("sliced",))
     assert shards.of("sliced") == Path("a/model.sliced")
+
+
+def test_forms_that_change_tokens_warn_of_models_trained_on_them(here: Path) -> None:
+    arguments = ("optimize", "model.safetensors", "--features", "feats.h5", "--force", "-q")
+    warned = toc(*arguments, "--emit", "codebook", "--emit", "masked", cwd=here)
+    assert "of the tokens change in the masked form: a language model" in warned.err
+    assert "language model" not in toc(*arguments, cwd=here).err
+    assert "language model" not in toc(*arguments, "--emit", "masked", "--keep", "100%", cwd=here).err
+
+
+def test_a_float8_codebook_is_pruned_in_its_own_dtype(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "m.safetensors", torch.randn(64, 24).to(torch.float8_e4m3fn))
+    make_features(tmp_path / "feats.h5")
+    done = toc("optimize", "m.safetensors", "--features", "feats.h5", "--emit", "masked", "-q", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert load_file(tmp_path / "m.masked.safetensors")["quantize.embedding.weight"].dtype == torch.float8_e4m3fn
+    assert load_file(tmp_path / "m.toc.safetensors")["0.codebook"].dtype == torch.float8_e4m3fn
+    assert toc("quantize", "feats.h5", "--codebook", "m.toc.safetensors", "-q", cwd=tmp_path).code == 0

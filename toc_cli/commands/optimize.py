@@ -85,8 +85,8 @@ def optimize(
     sink = Output(as_json, quiet)
     outputs = Outputs(checkpoint, options.emit, output, force)
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
-    for warning in plan.record["warnings"]:
-        sink.warn(warning["text"])
+    for text in (*(warning["text"] for warning in plan.record["warnings"]), *plan.token_warnings):
+        sink.warn(text)
     if not dry_run:
         plan.write(verify=verify)
     if plan.ranks.writes:

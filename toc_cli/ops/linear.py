@@ -25,7 +25,7 @@ def float64(x: Array) -> np.ndarray:
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
         # NumPy converts without waking torch's threads: faster on the small tiles of streamed sums
-        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        x = (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
     return np.ascontiguousarray(x, dtype=np.float64)
 
 

@@ -326,7 +326,8 @@ def quantiser(
         raise ValueError(f"tables must be (H, K, D) with one H and D over the levels, not {shapes}")
     if len(level_in) != len(level_out) or len(level_in) not in (0, len(tables)):
         raise ValueError(f"{len(tables)} levels with {len(level_in)} projections in and {len(level_out)} out")
-    levels = _levels(tables, fill, metric == "cosine", unit_vectors, kept, rotation)
+    exact = [table.float() if table.element_size() == 1 else table for table in tables]  # torch compares no float8
+    levels = _levels(exact, fill, metric == "cosine", unit_vectors, kept, rotation)
     return Quantiser(
         levels, metric, residual, unit_vectors, project_in, norm_in, tuple(level_in), tuple(level_out), logits
     )

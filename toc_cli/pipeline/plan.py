@@ -17,6 +17,7 @@ from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.families.base import Mode
+from toc_cli.io.families.emit import supported
 from toc_cli.io.features import Features, open_features
 from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser
@@ -79,6 +80,22 @@ class Plan:
             for source, _, choice in self.chosen
             if source.book.load_hint is not None
         ]
+
+    @property
+    def token_warnings(self) -> list[str]:
+        """What the written forms do to a model trained on the tokens, per codebook whose tokens change."""
+        changing = [mode for mode in self.options.emit if mode in ("masked", "sliced")]
+        found = []
+        for (source, _, _), entry in zip(self.chosen, self.record["codebooks"], strict=True):
+            moved = 1 - entry["after"]["token_agreement"]
+            if changing and moved > 0:
+                offered = supported(self.checkpoint, source.book)["consumer"] == ""
+                found.append(
+                    f"{printable(source.book.label, 120)}: {moved:.1%} of the tokens change in the {' and '.join(changing)} form: "
+                    "a language model or any other model trained on the old tokens must be trained on the new ones"
+                    + (" (--emit consumer keeps every token)." if offered else ".")
+                )
+        return found
 
     def size(self, mode: Mode) -> int:
         """Bytes that an emit mode will take, headers aside."""
