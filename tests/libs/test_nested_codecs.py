@@ -69,6 +69,24 @@ def test_a_nested_codec_is_cut_in_place(tmp_path: Path, build, size: int, part: 
     assert after == before
 
 
+def test_a_library_that_renames_its_modules_still_runs_them(tmp_path: Path) -> None:
+    """Emu3 saves `vqmodel.` and loads it as `model.vqmodel.`."""
+    torch.manual_seed(0)
+    text = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 90, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = transformers.Emu3Config(
+        vq_config=models.emu3().config.to_dict(), text_config=text, vocabulary_map={"<image>": 89}
+    )
+    prepared = models.prepare(models.save(transformers.Emu3ForConditionalGeneration(config), tmp_path / "full"), 5)
+    (masked,) = prepared.runs(prepared.write("masked", tmp_path / "masked"))
+    assert (
+        models.flips(prepared.pruned[0], prepared.rows[0], prepared.pruned[0].tokens(prepared.rows[0]), masked.tokens)
+        == 0
+    )
+
+
 def test_whole_janus_shares_its_width_with_the_language_model(tmp_path: Path) -> None:
     """`generation_embeddings` and the aligner are sized by the same config value, so only the other forms are exact."""
     torch.manual_seed(0)

@@ -53,10 +53,16 @@ def run(path: str | Path, codebook: Codebook, rows: torch.Tensor, *, inner: bool
         )
     model, library = load(Path(path))
     try:
-        module = model.get_submodule(codec.root(codebook.keys[0][0]))
+        module = _submodule(model, codec.root(codebook.keys[0][0]))
         with torch.inference_mode():
             tokens = codec.tokens(module, codebook, rows.float(), inner)
             outputs = codec.outputs(module, torch.Generator().manual_seed(seed))
     except (AttributeError, RuntimeError, ValueError, IndexError) as error:
         raise InputError(f"{library} loads {printable(path)}, but does not run it: {printable(error)}") from error
     return Run(library, tokens.long(), outputs)
+
+
+def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module:
+    """The module at a path of the file, which some models of a library hold one level deeper (`model.vqmodel` for `vqmodel`)."""
+    deeper = [name for name, _ in model.named_modules() if path and name.endswith(f".{path}")]
+    return model.get_submodule(deeper[0] if len(deeper) == 1 and not hasattr(model, path.partition(".")[0]) else path)

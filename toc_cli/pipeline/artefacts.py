@@ -63,11 +63,11 @@ def _tensors(source: Source, census: Census, choice: Choice) -> dict[str, torch.
 
 
 def stored_codes(source: Source, choice: Choice) -> list[torch.Tensor]:
-    """Per level the pruned codes (H, K_l, D') in the input's dtype; unit rows where the family stores them so."""
+    """Per level the pruned codes (H, K_l, D') in the dtype of the codes read; unit rows where the family stores them so."""
     codes = [level.codes.cpu() for level in choice.form.levels]
     if source.book.stored_unit:
         codes = [torch.from_numpy(unit_rows(table)) for table in codes]
-    return [table.to(source.book.dtype) for table in codes]
+    return [table.to(read.dtype) for table, read in zip(codes, source.parts.tables, strict=True)]
 
 
 def _by_level(name: str, tables: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

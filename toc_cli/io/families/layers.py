@@ -58,6 +58,11 @@ def weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tenso
     return magnitude * direction / torch.linalg.vector_norm(direction, dim=axes, keepdim=True)
 
 
+def single(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 where the file holds fewer bits: codes that are computed are not rounded to them."""
+    return tensor.float() if tensor.element_size() < 4 else tensor
+
+
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a (…, J) times b (J, I) in float64, the same bits whatever the thread count: plain sums, no BLAS."""
     rows = a.double().reshape(-1, a.shape[-1]).numpy()

@@ -14,7 +14,7 @@ import torch
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Site
 from toc_cli.io.families.config import section
-from toc_cli.io.families.layers import affine, consumer, levels, pointwise, producer, shape
+from toc_cli.io.families.layers import affine, consumer, levels, pointwise, producer, shape, single
 from toc_cli.io.families.names import Section, sections
 
 LEAST_USAGE = 1e-5
@@ -57,8 +57,8 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str, names: list[str]) -> C
     def parts(opened: Checkpoint) -> Parts:
         tables = []
         for name in names:
-            usage = opened.get(part.key(usage_name(name))).clamp(min=LEAST_USAGE)
-            tables.append((opened.get(part.key(name)) / usage[:, None])[None])
+            usage = single(opened.get(part.key(usage_name(name)))).clamp(min=LEAST_USAGE)
+            tables.append((single(opened.get(part.key(name))) / usage[:, None])[None])
         around = [affine(opened, part, root + layer) if projected else None for layer in ("input_proj", "output_proj")]
         return Parts(tables=tuple(tables), project_in=around[0], project_out=around[1])
 

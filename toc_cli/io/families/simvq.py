@@ -9,7 +9,7 @@ import re
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Site
-from toc_cli.io.families.layers import product
+from toc_cli.io.families.layers import product, single
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.families.vqp import NO_CONSUMER
 
@@ -44,7 +44,7 @@ def _codebook(section: Section, root: str, prefixes: list[str]) -> Codebook:
             rows = ckpt.get(section.key(table))
             codes = product(rows, ckpt.get(section.key(weight)).T)
             bias = section.optional(f"{prefix}code_transform.bias")
-            made.append((codes + ckpt.get(bias) if bias else codes).to(rows.dtype).unsqueeze(0))
+            made.append((codes + ckpt.get(bias) if bias else codes).to(single(rows).dtype).unsqueeze(0))
         return Parts(tuple(made))
 
     biases = [f"{prefix}code_transform.bias" for prefix in prefixes]

@@ -33,7 +33,7 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
     after = reader(part, f"{root}post_quant_conv", dim)
     if any(other.startswith(f"{root}quantize.quant_resi.") for other in part):
         return _var(part, root, name, after)
-    if f"{root}quantize.codebook_used" in part:
+    if f"{root}quantize.codebook_used" in part or any(name.startswith(f"{root}encoder.conv_blocks.") for name in part):
         return plain(
             part,
             [name],

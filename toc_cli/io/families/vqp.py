@@ -15,6 +15,7 @@ import torch
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Codebook, Mode, Norm, Parts, Site
+from toc_cli.io.families.layers import single
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
 
@@ -34,8 +35,23 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
         for match in section.matches(r"((?:.*\.)?)_codebook\.embed"):
             root, group, level = _place(match[1])
             modules.setdefault(root, {})[level, group] = match[1]
-        found += [_quantiser(ckpt, Module(section, root, books)) for root, books in modules.items()]
+        for root, books in modules.items():
+            stack = Module(section, root, books)
+            alone = [Module(section, prefix, {(0, 0): prefix}) for prefix in books.values()]
+            found += [_quantiser(ckpt, module) for module in ([stack] if _is_stack(stack) else alone)]
     return found
+
+
+def _is_stack(module: Module) -> bool:
+    """Whether this is one quantiser of the library, not a list `layers` of a model that holds quantisers among others.
+
+    A ResidualVQ numbers its levels from 0 without a gap, of one width, and projects around all of them.
+    """
+    whole = len(module.books) == module.levels * module.groups
+    if not whole or len({module.shape(level, group)[::2] for level, group in module.books}) > 1:
+        return False
+    own = tuple(f"{prefix}project_in" for prefix in module.books.values())
+    return not module.residual or not any(name.startswith(own) for name in module.section)
 
 
 def _place(prefix: str) -> tuple[str, int, int]:
@@ -251,7 +267,7 @@ def _tables(ckpt: Checkpoint, module: Module, level: int) -> torch.Tensor:
         table = table.reshape(-1, *table.shape[-2:])
         if module.name(level, group, "batch_mean") in module.section:
             mean, scale, shift = _affine(ckpt, module, level, group)
-            table = (table - mean) * scale + shift
+            table = (single(table) - mean) * scale + shift
         parts.append(table)
     stacked = torch.cat(parts)
     return stacked.expand(module.heads, *stacked.shape[1:]) if module.shared_table else stacked
@@ -262,7 +278,7 @@ def _affine(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(codebook mean, batch std / codebook std, batch mean), each (H, 1, D): code -> (code - mean) * ratio + batch mean."""
     codebook_mean, codebook_variance, batch_mean, batch_variance = (
-        ckpt.get(module.section.key(module.name(level, group, name))) for name in AFFINE
+        single(ckpt.get(module.section.key(module.name(level, group, name)))) for name in AFFINE
     )
     return codebook_mean, batch_variance.clamp(min=EPS).sqrt() / codebook_variance.clamp(min=EPS).sqrt(), batch_mean
 

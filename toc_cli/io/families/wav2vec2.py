@@ -38,6 +38,8 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
         sites.append(consumer(part, reader))
     else:
         refusals["sliced"] = refusals["consumer"] = "project_q, which reads the codevectors, is not in this file"
+    if shape(part, root + "speaker_proj")[:1] == (heads * dim,):
+        refusals["sliced"] = "codevector_dim also sizes speaker_proj and label_embeddings_concat of UniSpeech-SAT"
     logits = len(shape(part, chooser)) == 2
 
     def parts(opened: Checkpoint) -> Parts:

@@ -1,0 +1,85 @@
+"""Files whose names look like one thing and are another: lists of quantisers, families without their usual mark, half precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from memory_checkpoint import MemoryCheckpoint
+from toc_cli.io.families import detect, emit
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def quantiser(prefix: str, dim: int, project: int = 0) -> dict[str, torch.Tensor]:
+    """A VectorQuantize of 16 codes."""
+    state = {f"{prefix}_codebook.embed": torch.randn(1, 16, dim), f"{prefix}_codebook.cluster_size": torch.ones(1, 16)}
+    if project:
+        state |= {f"{prefix}project_in.weight": torch.randn(dim, project), f"{prefix}project_in.bias": torch.zeros(dim)}
+        state |= {
+            f"{prefix}project_out.weight": torch.randn(project, dim), f"{prefix}project_out.bias": torch.zeros(project)
+        }  # fmt: skip
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({"layers.0.weight": torch.ones(6, 3), **quantiser("layers.2.", 6)}, [(1, None)]),
+        ({**quantiser("net.layers.0.", 6), **quantiser("net.layers.2.", 6)}, [(1, None)] * 2),
+        ({**quantiser("layers.0.", 6), **quantiser("layers.1.", 4)}, [(1, None)] * 2),
+        ({**quantiser("layers.0.", 6, 9), **quantiser("layers.1.", 6, 9)}, [(1, 9)] * 2),
+        ({**quantiser("layers.0.", 6), **quantiser("layers.1.", 6)}, [(2, None)]),
+        ({**quantiser("rvqs.0.layers.0.", 6), **quantiser("rvqs.2.layers.0.", 6)}, [(1, None)] * 2),
+    ],
+    ids=["one in a list", "a gap", "unlike widths", "own projections", "a residual stack", "a gap of groups"],
+)
+def test_a_list_of_layers_is_a_stack_only_if_it_is_one(
+    state: dict[str, torch.Tensor], expected: list[tuple[int, int | None]]
+) -> None:
+    ckpt = MemoryCheckpoint(state)
+    books = detect(ckpt)
+    assert [(book.levels, book.outer_width) for book in books] == expected
+    for book in books:
+        assert torch.equal(book.parts(ckpt).tables[0], ckpt.get(book.label if book.levels == 1 else book.keys[0][0]))
+
+
+def test_llamagen_without_its_usage_counter() -> None:
+    """`codebook_used` is optional in its configuration; the names of its encoder are not."""
+    ckpt = MemoryCheckpoint(
+        {
+            "model/encoder.conv_blocks.0.res.0.conv1.weight": torch.randn(8, 8, 3, 3),
+            "model/quantize.embedding.weight": torch.randn(16, 6),
+        }
+    )
+    (book,) = detect(ckpt)
+    assert (book.family, book.metric, book.unit_vectors) == ("LlamaGen VQ", "cosine", True)
+
+
+def test_codes_of_half_precision_files_are_computed_in_full() -> None:
+    """A library that loads the file in float32 divides and multiplies in float32."""
+    sums, usage = torch.randn(16, 6).bfloat16(), (torch.rand(16) * 5 + 1).bfloat16()
+    stem = "quantizer.semantic_residual_vector_quantizer.layers.0.codebook."
+    mimi = MemoryCheckpoint({f"{stem}embed_sum": sums, f"{stem}cluster_usage": usage})
+    assert torch.equal(detect(mimi)[0].parts(mimi).tables[0][0], sums.float() / usage.float()[:, None])
+    frozen, transform = torch.randn(16, 5).half(), torch.randn(6, 5).half()
+    simvq = MemoryCheckpoint({"frozen_codebook": frozen, "code_transform.weight": transform})
+    torch.testing.assert_close(detect(simvq)[0].parts(simvq).tables[0][0], frozen.float() @ transform.float().T)
+
+
+def test_unispeech_sat_sizes_two_more_layers_by_its_codevectors() -> None:
+    ckpt = MemoryCheckpoint(
+        {
+            "quantizer.codevectors": torch.randn(1, 32, 6),
+            "quantizer.weight_proj.weight": torch.randn(32, 9),
+            "project_q.weight": torch.randn(7, 12),
+            "project_q.bias": torch.randn(7),
+            "speaker_proj.weight": torch.randn(12, 9),
+        }
+    )
+    reasons = emit.supported(ckpt, detect(ckpt)[0])
+    assert "speaker_proj" in reasons["sliced"]
+    assert not reasons["masked"] + reasons["consumer"]
