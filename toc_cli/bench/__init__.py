@@ -21,7 +21,7 @@ def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) 
     if what == "optimize":
         from toc_cli.bench.road import measure_optimize
 
-        return {"bench": what, "rows": [measure_optimize(rows, repeats=repeats)]}
+        return {"bench": what, "features": rows, "rows": measure_optimize(rows, repeats=repeats)}
     if what == "assign":
         from toc_cli.bench import assign
 

@@ -103,7 +103,8 @@ def _measure_shape(
             sample = max(1, min(n, VERIFY_WORK // (k * d)))
             exact = naive.search(x[:sample], codes, "euclidean", None, 0.0).index
             row |= {"mismatches": int((truth[:sample] != exact).sum()), "compared": sample}
-            row |= {"rechecked_share": found.checked / n, "recheck_seconds": found.recheck_seconds}
+            row |= {"doubtful_share": found.doubtful / n, "rechecked_share": found.checked / n}
+            row["recheck_seconds"] = found.recheck_seconds
         else:
             row |= {"mismatches": int((methods[name]() != truth).sum()), "compared": n}
         row["extra_bytes"] = extra_memory(methods[name], kind)

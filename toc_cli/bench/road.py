@@ -5,8 +5,7 @@ The floor of `optimize` is reading the features with h5py plus the bare single-p
 
 from __future__ import annotations
 
-import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -52,20 +51,43 @@ def published_pairs(codes: torch.Tensor, pairs: int) -> torch.Tensor:
     return total
 
 
-def measure_optimize(rows: int = 1_000_000, dim: int = 256, codes: int = 1024, repeats: int = 3) -> dict[str, Any]:
-    """Wall seconds and peak memory of `toc optimize` in a process of its own, interleaved with its floor, and their ratio."""
+def measure_optimize(
+    rows: int = 1_000_000, dim: int = 256, codes: int = 1024, repeats: int = 3
+) -> list[dict[str, Any]]:
+    """Wall seconds and peak memory of `toc optimize` and `toc quantize`, each in a process of its own, with the compiled search
+    and with the one on torch operations, interleaved with their floor: one row per program."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         features, model = _inputs(folder, rows, dim, codes)
-        runs: list[dict[str, float]] = []
+        artefact = folder / "out.toc.safetensors"
+        jobs = {
+            "toc optimize": ["optimize", str(model), "--features", str(features), "-o", str(artefact)],
+            "toc quantize": ["quantize", str(features), "--codebook", str(artefact), "-o", str(folder / "tokens.h5")],
+        }
+        runs: dict[tuple[str, str], list[dict[str, float]]] = {}
+        floors: list[dict[str, float]] = []
         for _ in range(repeats):
-            runs.append({**_floor(features, model), **_optimize(features, model, folder)})
-    middle = {field: statistics.median(run[field] for run in runs) for field in runs[0]}
-    floor = middle["read_seconds"] + middle["gemm_seconds"]
-    return {
-        "rows": rows, "dim": dim, "codes": codes, "repeats": repeats, **middle, "floor_seconds": floor,
-        "ratio": middle["optimize_seconds"] / floor, "ratio_with_start": middle["process_seconds"] / floor,
-    }  # fmt: skip
+            floors.append(_floor(features, model))
+            for search, switch in (("compiled", {}), ("torch", {"TOC_NATIVE": "0"})):
+                for job, words in jobs.items():
+                    runs.setdefault((job, search), []).append(_run([*words, "--force", "-q"], switch))
+    read, product = (statistics.median(run[field] for run in floors) for field in ("read", "product"))
+    floor = read + product
+    table: list[dict[str, Any]] = [
+        {"program": "floor: h5py read", "seconds": read}, {"program": "floor: bare sgemm", "seconds": product},
+        {"program": "floor", "seconds": floor, "x_floor": 1.0},
+    ]  # fmt: skip
+    for (job, search), found in runs.items():
+        seconds, start, peak = (
+            statistics.median(run[field] for run in found) for field in ("seconds", "start", "peak")
+        )
+        table.append(
+            {
+                "program": job, "search": search, "seconds": seconds, "x_floor": seconds / floor,
+                "start_seconds": start, "x_floor_without_start": (seconds - start) / floor, "peak_bytes": peak,
+            }
+        )  # fmt: skip
+    return table
 
 
 def _inputs(folder: Path, rows: int, dim: int, codes: int) -> tuple[Path, Path]:
@@ -101,31 +123,20 @@ def _floor(features: Path, model: Path) -> dict[str, float]:
             torch.mm(torch.from_numpy(block[: stop - start]), codes.T, out=out[: stop - start])
             reading += read - began
             product += time.perf_counter() - read
-    return {"read_seconds": reading, "gemm_seconds": product}
+    return {"read": reading, "product": product}
 
 
-def _optimize(features: Path, model: Path, folder: Path) -> dict[str, float]:
-    """One run of the command line; its own clock (`timing`) and the whole process, start-up included."""
-    target = folder / "out.toc.safetensors"
-    command = [
-        sys.executable,
-        "-m",
-        "toc_cli",
-        "optimize",
-        str(model),
-        "--features",
-        str(features),
-        "-o",
-        str(target),
-        "--force",
-        "-q",
-    ]
+def _run(words: list[str], switch: dict[str, str]) -> dict[str, float]:
+    """One run of the command line as a process: its wall seconds and peak memory, and the seconds that importing torch takes."""
     began = time.perf_counter()
-    subprocess.run(command, check=True)
+    child = subprocess.Popen([sys.executable, "-m", "toc_cli", *words], env=os.environ | switch)
+    _, status, used = os.wait4(child.pid, 0)  # of this child alone
     seconds = time.perf_counter() - began
-    record = json.loads((folder / "out.toc.json").read_text(encoding="utf-8"))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"optimize_seconds": record["timing"]["seconds"], "process_seconds": seconds, "peak_bytes": peak}
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, child.args)
+    start = _timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
+    return {"seconds": seconds, "start": start, "peak": used.ru_maxrss * 1024}
 
 
 def _timed(run: Callable[[], Any]) -> float:

@@ -188,6 +188,21 @@ def test_memory_stays_bounded() -> None:
     assert all(int(line) < 256 << 20 for line in run.stdout.split())
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_more_elements_than_31_bits_count(backend: str) -> None:
+    """2^31 + 512 elements (one row, seen many times), and rows that lie 2^31 elements apart."""
+    row, codes = torch.randn(1, 512, generator=ANY), torch.randn(3, 512, generator=ANY)
+    nearest_code = int(assign(row, codes)[0])
+    if backend == "auto":
+        found = assign(row.expand((1 << 22) + 1, 512), codes)
+        assert found.shape == ((1 << 22) + 1,)
+        assert (found == nearest_code).all()
+    flat = torch.from_numpy(np.zeros((1 << 31) + 512, np.float32))  # pages that nobody writes take no memory
+    far = flat.as_strided((2, 512), (1 << 31, 1))
+    far[1] = row[0]
+    assert int(assign(far, codes, backend=backend)[1]) == nearest_code
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_small_integers_and_floats(data: st.DataObject) -> None:

@@ -40,15 +40,16 @@ def _search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: f
         centred = around.rows(rows).to(exact)
         scores = torch.addmm(bias, centred, panel.T)  # (n, K)
         top, found = scores.max(1)
-        distance = pair_distances(rows, codes[found], metric)
-        threshold = _threshold(scores, top, found, distance, around, centred, reach)
-        candidates = ~(scores < threshold[:, None])  # NaN counts as a candidate
-        close = (candidates.sum(1) != 1).nonzero()[:, 0]
         stop = start + len(rows)
-        index[start:stop], best[start:stop] = found, distance
+        index[start:stop] = found
+        if reach:
+            best[start:stop] = pair_distances(rows, codes[found], metric)
+        others = scores.scatter(1, found[:, None], -torch.inf).amax(1)
+        threshold = _threshold(top, others, best[start:stop], around, centred, reach)
+        close = (~(others < threshold)).nonzero()[:, 0]  # NaN is close
         if len(close):
-            at = start + close
-            index[at], best[at], second[at] = _recheck(rows[close], codes, candidates[close], metric)
+            at, candidates = start + close, ~(scores[close] < threshold[close, None])
+            index[at], best[at], second[at] = _recheck(rows[close], codes, candidates, metric)
             checked += len(close)
     return Found(index, best, second, checked)
 
@@ -58,19 +59,17 @@ def _ieee_products() -> bool:
     return torch.get_float32_matmul_precision() == "highest"
 
 
-def _threshold(
-    scores: Tensor, top: Tensor, found: Tensor, distance: Tensor, around: Frame, centred: Tensor, reach: float
-) -> Tensor:
+def _threshold(top: Tensor, others: Tensor, distance: Tensor, around: Frame, centred: Tensor, reach: float) -> Tensor:
     """The score (n,) that every code must reach which is, by the certificate, possibly nearest or wanted as second best."""
     eta = around.eta(centred.double().norm(dim=1))
-    if reach == torch.inf and scores.shape[1] > 1:
-        floor = scores.scatter(1, found[:, None], -torch.inf).amax(1).double() - 2 * eta
+    if reach == torch.inf:
+        floor = others.double() - 2 * eta
     else:
         floor = top.double() - 2 * (1 + reach) * eta
         if reach:
             floor -= reach * distance.abs() * around.per_distance
     # rounded down, so that no candidate is lost to the conversion
-    return torch.nextafter(floor.to(scores.dtype), torch.full_like(top, -torch.inf))
+    return torch.nextafter(floor.to(top.dtype), torch.full_like(top, -torch.inf))
 
 
 def _recheck(rows: Tensor, codes: Tensor, candidates: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
