@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,9 +92,7 @@ class Searcher:
 
     def __init__(self, codes: Tensor, metric: str = "euclidean", kept: Tensor | None = None) -> None:
         self.codes, self.metric, self.kept = codes, metric, kept
-        self._packed: list[Any] | None = None
-        if choose(codes.device) == "native":
-            self._packed = native.pack(codes, metric)
+        self._packed = native.Packed(codes, metric, keep=True) if choose(codes.device) == "native" else None
 
     def assign(self, x: Tensor) -> Tensor:
         """Index (N,) int64 of the nearest code to each row of x."""
@@ -110,7 +107,7 @@ class Searcher:
         if self._packed is None:
             return find(x, self.codes, self.metric, self.kept, "auto", reach)
         kept = fit(x, self.codes, self.kept)
-        return native.search_packed(x, self._packed, len(self._packed), kept, reach)
+        return native.search_packed(x, self._packed, kept, reach)
 
 
 def assign_heads(

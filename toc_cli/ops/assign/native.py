@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
@@ -95,40 +95,49 @@ def instruction_set() -> str | None:
 def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
     """The two nearest codes; see Found. x and codes are read where they lie: no copy, half precision converted in blocks."""
     columns = kept if kept is not None and codes.shape[1] == x.shape[1] else None
-    parts = codes.split(_slice(codes, columns))
-    return search_packed(x, (Codebook(part, metric, columns) for part in parts), len(parts), kept, reach)
+    return search_packed(x, Packed(codes, metric, columns), kept, reach)
 
 
-def pack(codes: Tensor, metric: str, columns: Tensor | None = None) -> list[Codebook]:
-    """The codes (K, D), or these columns of them, packed once for many blocks of rows."""
-    return [Codebook(part, metric, columns) for part in codes.split(_slice(codes, columns))]
+class Packed:
+    """A codebook (K, D), or these columns of it, made ready in slices of at most PANEL_ELEMENTS.
+
+    A single slice is packed once, whatever the number of searches; several are packed again for every block of rows unless
+    `keep`, so that K does not drive the memory.
+    """
+
+    def __init__(self, codes: Tensor, metric: str, columns: Tensor | None = None, *, keep: bool = False) -> None:
+        self.metric, self.columns = metric, columns
+        self.parts = codes.split(max(1, PANEL_ELEMENTS // (codes.shape[1] if columns is None else len(columns))))
+        keep = keep or len(self.parts) == 1
+        self._books = [Codebook(part, metric, columns) for part in self.parts] if keep else None
+
+    def __iter__(self) -> Iterator[Codebook]:
+        return iter(self._books or (Codebook(part, self.metric, self.columns) for part in self.parts))
 
 
-def _slice(codes: Tensor, columns: Tensor | None) -> int:
-    """Codes packed at a time."""
-    return max(1, PANEL_ELEMENTS // (codes.shape[1] if columns is None else len(columns)))
-
-
-def search_packed(x: Tensor, books: Iterable[Codebook], count: int, kept: Tensor | None, reach: float) -> Found:
-    """`search` in `count` slices of packed codes."""
+def search_packed(x: Tensor, packed: Packed, kept: Tensor | None, reach: float) -> Found:
+    """`search` in a codebook made ready before."""
     # empty, not zeros: filling runs on torch's threads, which then spin on the cores that the search wants
     index = torch.empty(len(x), dtype=torch.int64)
-    distances = len(x) if reach or count > 1 else 0
-    best, second = (torch.empty(distances, dtype=torch.float64) for _ in range(2))
+    best, second = (torch.empty(len(x) if reach else 0, dtype=torch.float64) for _ in range(2))
     step = ROW_STATE if _direct(x) else max(1, min(ROW_STATE, CONVERTED // x.shape[1]))
-    doubtful, checked, seconds, first = 0, 0, 0.0, 0
-    for book in books:
-        for start in range(0, len(x), step):
-            at = slice(start, start + step)
-            out = (index[at], best[at], second[at])
-            if first:
-                out = (torch.empty_like(out[0]), torch.empty_like(out[1]), torch.empty_like(out[2]))
-            found = book.search(x[at], kept, reach, out, start)
+    doubtful, checked, seconds = 0, 0, 0.0
+    for start in range(0, len(x), step):
+        rows, at = x[start : start + step], slice(start, start + step)
+        out = (index[at], best[at], second[at])
+        if len(packed.parts) > 1 and not reach:  # slices are merged by distance
+            out = (out[0], torch.empty(len(rows), dtype=torch.float64), torch.empty(len(rows), dtype=torch.float64))
+        first = 0
+        for book in packed:
+            target = (
+                out if not first else (torch.empty_like(out[0]), torch.empty_like(out[1]), torch.empty_like(out[2]))
+            )
+            found = book.search(rows, kept, reach, target, start)
             doubtful, checked = doubtful + found.doubtful, checked + found.checked
             seconds += found.recheck_seconds
             if first:
-                _merge(index[at], best[at], second[at], found.index + first, found.best, found.second)
-        first += len(book.codes)
+                _merge(*out, found.index + first, found.best, found.second)
+            first += len(book.codes)
     return Found(index, best, second, checked, seconds, doubtful)
 
 
