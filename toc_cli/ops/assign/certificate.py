@@ -1,6 +1,6 @@
 """The proof that a float32 search found the float64 argmin, and the search space when it may not have.
 
-The candidate pass maximises a float32 score that orders the codes as the distance does:
+The fine pass maximises a float32 score that orders the codes as the distance does:
 
     euclidean   s_k = X.E_k - |E_k|^2 / 2,  X = scale (x - mu), E_k = scale (e_k - mu)
     dot         s_k = X.E_k,                X = x,              E_k = scale (e_k - mu)
@@ -14,7 +14,8 @@ With u = 2^-24, Cauchy-Schwarz and the standard model of floating point, in what
 where the slope holds the rounding of X and E (2u), of the bias (u) and of the sum ((D + 2) u), each times R; the offset
 its |E|^2/2 part and underflow; curve (and a part of the others) the rounding of the float64 reference itself. So the
 float64 argmin is among the codes whose computed score is at least the best one minus 2 eta; where that is a single code
-nothing is left to do, else those codes are compared in float64.
+nothing is left to do, else those codes are compared in float64. (The coarse pass of the compiled search adds what its
+integers round; its bound stands in _coarse.h.)
 """
 
 from __future__ import annotations
