@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import types
 import warnings
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -123,6 +126,81 @@ class TestDac:
         assert relative(sliced[1], masked[1]) < 1e-5
         written = torch.load(tmp_path / "sliced.pth", weights_only=True)["metadata"]["kwargs"]
         assert written == {"encoder_dim": 8, "codebook_dim": [5, 5, 5] if isinstance(stated, list) else 5}
+
+
+class TestDescript:
+    """descript-audio-codec 1.0.0 itself; audiotools, which it imports for files of sound, is stood in for."""
+
+    KWARGS: ClassVar[dict[str, Any]] = {
+        "encoder_dim": 4, "encoder_rates": [2, 4], "latent_dim": 16, "decoder_dim": 32, "decoder_rates": [4, 2],
+        "n_codebooks": 4, "codebook_size": 40, "sample_rate": 8000,
+    }  # fmt: skip
+
+    @pytest.fixture
+    def library(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        spec = importlib.util.find_spec("dac")
+        if spec is None:
+            pytest.skip("descript-audio-codec is not installed: pip install --no-deps descript-audio-codec")
+        sound, ml, base = (types.ModuleType(name) for name in ("audiotools", "audiotools.ml", "dac.model.base"))
+        sound.AudioSignal = sound.STFTParams = ml.BaseModel = torch.nn.Module  # type: ignore[attr-defined]
+        base.CodecMixin = type("CodecMixin", (), {"get_delay": lambda _: 0})  # type: ignore[attr-defined]
+        packages = [types.ModuleType(name) for name in ("dac", "dac.model")]
+        for package, below in zip(packages, ("", "model"), strict=True):
+            package.__path__ = [str(Path(spec.origin or "").parent / below)]
+        for module in (sound, ml, base, *packages):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        yield importlib.import_module("dac.model.dac")
+        for name in [name for name in sys.modules if name.startswith("dac.")]:
+            monkeypatch.delitem(sys.modules, name)
+
+    def run(self, library: Any, path: Path, sound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (N, L) and sound of the model that a file describes."""
+        content = torch.load(path, weights_only=True)
+        model = self.build(library, content["metadata"]["kwargs"])
+        model.load_state_dict(content["state_dict"], strict=True)
+        with torch.inference_mode():
+            z, codes, *_ = model.encode(sound)
+            return codes[0].T, model.decode(z)
+
+    @staticmethod
+    def build(library: Any, kwargs: dict[str, Any]) -> torch.nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return library.DAC(**kwargs).eval()
+
+    @pytest.mark.parametrize("width", [8, [6, 6, 6, 6]])
+    def test_masked_and_sliced(self, library: Any, tmp_path: Path, width: int | list[int]) -> None:
+        torch.manual_seed(0)
+        kwargs = {**self.KWARGS, "codebook_dim": width}
+        model = self.build(library, kwargs)
+        source = tmp_path / "weights.pth"
+        torch.save({"state_dict": model.state_dict(), "metadata": {"kwargs": kwargs}}, source)
+        sound = torch.randn(1, 1, 4000) * 0.3
+        with torch.inference_mode():
+            rows = model.encoder(sound)[0].T
+        prepared = models.prepare(source, 5, sample=rows)
+        full, pruned = prepared.full[0], prepared.pruned[0]
+        assert models.flips(full, rows, full.tokens(rows), self.run(library, source, sound)[0][..., None]) == 0
+        masked = self.run(library, prepared.write("masked", tmp_path / "masked.pth"), sound)
+        assert models.flips(pruned, rows, pruned.tokens(rows), masked[0][..., None]) == 0
+        sliced = self.run(library, prepared.write("sliced", tmp_path / "sliced.pth"), sound)
+        assert torch.equal(sliced[0], masked[0])
+        assert relative(sliced[1], masked[1]) < 1e-5
+        assert (tmp_path / "sliced.pth").stat().st_size < source.stat().st_size
+
+    def test_levels_of_unlike_widths_are_masked_one_by_one(self, library: Any, tmp_path: Path) -> None:
+        """Level l reads what the levels before it left, so its own rows are the residuals of the library."""
+        torch.manual_seed(0)
+        kwargs = {**self.KWARGS, "codebook_dim": [5, 4, 6, 4]}
+        model = self.build(library, kwargs)
+        source = tmp_path / "weights.pth"
+        torch.save({"state_dict": model.state_dict(), "metadata": {"kwargs": kwargs}}, source)
+        sound = torch.randn(1, 1, 4000) * 0.3
+        prepared = models.prepare(source, 3, sample=model.encoder(sound)[0].T.detach())
+        assert [book.dim for book in prepared.books] == [5, 4, 6, 4]
+        tokens, _ = self.run(library, prepared.write("masked", tmp_path / "masked.pth"), sound)
+        rows = prepared.rows[0]
+        assert models.flips(prepared.pruned[0], rows, prepared.pruned[0].tokens(rows), tokens[:, :1, None]) == 0
 
 
 @pytest.mark.parametrize("mode", ["masked", "consumer"])

@@ -149,7 +149,10 @@ def choose(source: Source, census: Census, ranking: Ranking, count: int, options
 def constants(source: Source, census: Census, options: Options) -> np.ndarray:
     """c (L, H, D): the usage-weighted mean where that is exact for the family, else zero; `--fill` decides."""
     zero = np.zeros((len(source.full.levels), source.full.heads, source.full.dim))
-    mean = zero if options.fill == "zero" or source.book.zero_fill else source.full.mean_fill(census.pooled)
+    usage = census.pooled
+    if not source.book.own_dims_per_head:  # one stored table holds one constant
+        usage = [np.broadcast_to(counts.sum(0), counts.shape) for counts in usage]
+    mean = zero if options.fill == "zero" or source.book.zero_fill else source.full.mean_fill(usage)
     if options.fill == "mean" and (source.book.zero_fill or not mean.any()):
         raise UsageError(
             f"--fill mean is not exact for {source.book.family} ({source.book.metric}): its constant must be 0.",
