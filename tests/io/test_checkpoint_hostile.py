@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import bz2
 import collections
 import functools
+import gzip
 import io
 import json
+import lzma
 import os
 import pathlib
 import pickle
 import struct
 import tracemalloc
 import zipfile
+import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -84,6 +89,19 @@ def written(path: Path, data: bytes) -> Path:
 )  # fmt: skip
 def test_other_kinds_of_files(tmp_path: Path, data: bytes, sentence: str) -> None:
     refused(written(tmp_path / "x.bin", data), sentence)
+
+
+@pytest.mark.parametrize("name", ["km.joblib", "km.pkl", "km.pickle"])
+@pytest.mark.parametrize(
+    "squeeze",
+    [*(lambda data, n=n: zlib.compress(data, n) for n in (1, 3, 6, 9)), gzip.compress, bz2.compress, lzma.compress],
+)
+def test_pickles_are_named_however_they_are_squeezed(
+    tmp_path: Path, name: str, squeeze: Callable[[bytes], bytes]
+) -> None:
+    refused(written(tmp_path / name, squeeze(pickle.dumps([1, 2]))), "is a Python pickle")
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        refused(written(tmp_path / name, pickle.dumps({"a": 1.5}, protocol)), "is a Python pickle")
 
 
 def test_missing_files_and_devices(tmp_path: Path) -> None:

@@ -58,7 +58,19 @@ def vidtok() -> torch.nn.Module:
     return diffusers.AutoencoderVidTok(ch=32, num_res_blocks=1, z_channels=6, double_z=False, regularizer="fsq")
 
 
+def scalar_codec(name: str) -> torch.nn.Module:
+    """X-Codec2 or NeuCodec: 8 levels of FSQ between two projections."""
+    semantic = {**SMALL, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    config = getattr(transformers, f"{name}Config")(
+        **{**SMALL, "hidden_size": 32}, num_key_value_heads=2, head_dim=16, encoder_hidden_size=4, quantization_dim=32,
+        semantic_model_config=transformers.Wav2Vec2BertConfig(**semantic),
+    )  # fmt: skip
+    return getattr(transformers, f"{name}Model")(config)
+
+
 CASES = {
+    "x-codec2": (lambda: scalar_codec("Xcodec2"), absent.GRID),
+    "neucodec": (lambda: scalar_codec("NeuCodec"), absent.GRID),
     "hubert": (hubert, absent.ENCODER),
     "fine-tuned wav2vec2": (wav2vec2_ctc, absent.TOKENS),
     "beit": (beit, absent.TOKENS),

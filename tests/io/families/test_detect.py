@@ -365,6 +365,7 @@ def test_names_out_of_files_are_shown_escaped() -> None:
         ({"encoder.conv_in.weight": (8, 3, 3, 3)}, {"_class_name": "AutoencoderVidTok"}, "fixed grid"),
         ({"decoder.weight": (3, 16)}, {"model_type": "xcodec2", "quantization_levels": [4, 4]}, "fixed grid"),
         ({"blocks.output.conv.weight": (64, 8, 1, 1), "blocks.input.weight": (8, 3, 7, 7)}, None, "learned head"),
+        ({"blocks.output.conv.w": (64, 8, 1, 1), "blocks.input.w": (8, 3, 7, 7)}, None, "learned head"),
         ({"lm_head.weight": (64, 16), "embed_tokens.weight": (64, 16)}, None, "token tables"),
         ({"codebooks_head.weight": (3, 16, 64)}, None, "token tables"),
         ({"latent_image_embedding.emb.weight": (65, 16)}, None, "token tables"),

@@ -15,6 +15,9 @@ LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 FAISS_FILLER = (1 << 20).to_bytes(8, "little")
 """A constant in the header of every faiss index."""
 
+COMPRESSED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"BZh", b"\xfd7zXZ\x00", b"]\x00\x00", b'\x04"M\x18')
+"""First bytes of gzip, zlib at each of its levels, bzip2, xz, lzma and lz4, in which joblib wraps its pickles."""
+
 SAFETENSORS_HEADER_LIMIT = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
 
@@ -103,8 +106,9 @@ def _zip_kind(path: Path) -> str:
 
 
 def _refuse_pickle(shown: str, head: bytes, suffix: str) -> None:
-    compressed = head[:2] in (b"\x1f\x8b", b"x\x9c", b"x\x01", b"x\xda", b"BZ") or head[:6] == b"\xfd7zXZ\x00"
-    if (head[:1] == b"\x80" and head[1:2] <= b"\x05") or (compressed and suffix in {".joblib", ".pkl", ".bin"}):
+    compressed = head.startswith(COMPRESSED)
+    named = suffix in {".joblib", ".pkl", ".pickle"}  # protocol 0 has no first byte of its own
+    if (head[:1] == b"\x80" and head[1:2] <= b"\x05") or named or (compressed and suffix == ".bin"):
         raise InputError(
             f"{shown} is a Python pickle (joblib, scikit-learn or plain), which can run code when it is opened.",
             "Export the array: np.save('codebook.npy', joblib.load(path).cluster_centers_), where you trust the file.",

@@ -157,7 +157,7 @@ def load_tree(path: Path, *, legacy: bool) -> tuple[Any, list[str]]:
 
 
 def _damaged(shown: str, error: BaseException) -> InputError:
-    reason = printable(str(error).partition("\n")[0] or type(error).__name__)
+    reason = printable(str(error).partition("\n")[0].rstrip(".") or type(error).__name__)
     return InputError(f"{shown} is truncated or damaged: {reason}.", "Copy or download it again.")
 
 

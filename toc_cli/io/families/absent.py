@@ -96,7 +96,7 @@ def _network(part: Section) -> str | None:
 
 
 def _tables(part: Section) -> str | None:
-    if part.matches(r"(?:.*\.)?blocks\.output\.conv\.weight"):
+    if part.matches(r"(?:.*\.)?blocks\.output\.conv\.w(?:eight)?"):
         return HEAD
     if any(part.matches(pattern) for pattern in TOKEN_TABLES):
         return TOKENS
