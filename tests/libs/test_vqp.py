@@ -282,3 +282,34 @@ def test_scales_of_a_hierarchy_offer_the_codebook_alone(shared: bool, tmp_path: 
     assert len(books) == (1 if shared else 3)
     for book in books:
         assert {mode for mode, reason in emit.supported(ckpt, book).items() if not reason} == {"codebook"}
+
+
+def test_a_learnable_codebook_is_cut_with_its_moments_and_trains_on(tmp_path: Path) -> None:
+    """`embed_avg` has the shape of the learnable table and is no parameter: it takes no moment from it."""
+    options = {"dim": 32, "codebook_size": 48, "learnable_codebook": True, "ema_update": False}
+    torch.manual_seed(0)
+    model = vqp.VectorQuantize(**options, codebook_dim=16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x = torch.randn(1, 300, 32)
+
+    def step(trained: torch.nn.Module, by: torch.optim.Optimizer) -> None:
+        vectors, _, loss = trained(x)
+        (vectors.square().mean() + loss.sum()).backward()
+        by.step()
+
+    step(model, optimizer)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "train.pt")
+    ckpt = open_checkpoint(tmp_path / "train.pt")
+    (codebook,) = detect(ckpt)
+    kept, fill = torch.arange(9)[None, None] + 3, torch.zeros(1, 1, 16, dtype=torch.float64)
+    ckpt.write(tmp_path / "cut.pt", emit.edits(ckpt, codebook, "sliced", kept=kept, fill=fill))
+    content = torch.load(tmp_path / "cut.pt", weights_only=True)
+    cut = vqp.VectorQuantize(**options, codebook_dim=9)
+    cut.load_state_dict(content["model"], strict=True)
+    again = torch.optim.Adam(cut.parameters(), lr=1e-2)
+    again.load_state_dict(content["optimizer"])
+    moments = again.state[cut._codebook.embed]["exp_avg"]
+    assert torch.equal(moments, optimizer.state[model._codebook.embed]["exp_avg"][..., 3:12])
+    before = cut._codebook.embed.detach().clone()
+    step(cut, again)
+    assert not torch.equal(before, cut._codebook.embed)

@@ -230,3 +230,22 @@ def test_a_float8_codebook_is_pruned_in_its_own_dtype(tmp_path: Path) -> None:
     assert load_file(tmp_path / "m.masked.safetensors")["quantize.embedding.weight"].dtype == torch.float8_e4m3fn
     assert load_file(tmp_path / "m.toc.safetensors")["0.codebook"].dtype == torch.float8_e4m3fn
     assert toc("quantize", "feats.h5", "--codebook", "m.toc.safetensors", "-q", cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize("criterion", ["features", "xmodal", "xcov"])
+def test_features_that_only_choose_codes_are_not_scored_as_codes(tmp_path: Path, criterion: str) -> None:
+    """wav2vec 2.0: tokens are an argmax of logits, so no feature lives in the space of the codevectors."""
+    tensors = {"quantizer.codevectors": torch.randn(1, 32, 6), "quantizer.weight_proj.weight": torch.randn(32, 9)}
+    torch.save(tensors, tmp_path / "w.pt")
+    np.savez(tmp_path / "f.npz", a=np.ones((9, 9), np.float32), b=np.ones((9, 9), np.float32))
+    done = toc("optimize", "w.pt", "--features", "f.npz", "--criterion", criterion, cwd=tmp_path)
+    assert done.code == 2
+    assert "by learned logits" in done.err
+
+
+def test_a_lone_array_has_a_name_in_sentences(tmp_path: Path) -> None:
+    np.save(tmp_path / "codes.npy", np.random.default_rng(0).normal(size=(12, 24)))
+    make_features(tmp_path / "feats.h5")
+    done = toc("optimize", "codes.npy", "--features", "feats.h5", "--emit", "sliced", cwd=tmp_path)
+    assert done.code == 2
+    assert "not possible for the array: the layers around the codebook" in done.err

@@ -85,10 +85,12 @@ def optimize(
     sink = Output(as_json, quiet)
     outputs = Outputs(checkpoint, options.emit, output, force)
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
-    for text in (*(warning["text"] for warning in plan.record["warnings"]), *plan.token_warnings):
-        sink.warn(text)
+    for warning in plan.record["warnings"]:
+        sink.warn(warning["text"])
     if not dry_run:
         plan.write(verify=verify)
+    for text in plan.token_warnings:
+        sink.warn(text)
     if plan.ranks.writes:
         sink.result(plan.record, *plan_parts(plan, dry_run))
         for hint in plan.load_hints if "sliced" in options.emit else ():

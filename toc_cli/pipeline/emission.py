@@ -36,7 +36,7 @@ def refuse_impossible(ckpt: Checkpoint, chosen: Chosen, modes: Sequence[Mode]) -
         for mode in modes:
             if offered[mode]:
                 raise UsageError(
-                    f"--emit {mode} is not possible for {printable(source.book.label)}: {offered[mode]}",
+                    f"--emit {mode} is not possible for {printable(source.book.shown)}: {offered[mode]}.",
                     _others(offered),
                 )
     if "sliced" in modes:

@@ -20,6 +20,7 @@ from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import supported
 from toc_cli.io.features import Features, open_features
 from toc_cli.io.names import printable
+from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.artefacts import as_artefact
@@ -91,7 +92,7 @@ class Plan:
             if changing and moved > 0:
                 offered = supported(self.checkpoint, source.book)["consumer"] == ""
                 found.append(
-                    f"{printable(source.book.label, 120)}: {moved:.1%} of the tokens change in the {' and '.join(changing)} form: "
+                    f"{printable(source.book.shown, 120)}: {moved:.1%} of the tokens change in the {' and '.join(changing)} form: "
                     "a language model or any other model trained on the old tokens must be trained on the new ones"
                     + (" (--emit consumer keeps every token)." if offered else ".")
                 )
@@ -180,6 +181,7 @@ def plan_optimization(
         outputs.refuse_what_stands()
     books = sources(ckpt, detect(ckpt, codebook=options.codebook, layout=options.layout, metric=options.metric))
     for source in books:
+        _refuse_criterion(source, options.criterion)
         parse_keep(options.keep, source.full.dim)
         if options.sweep:
             parse_sweep(options.sweep, source.full.dim)
@@ -220,6 +222,16 @@ def plan_optimization(
         "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
     }  # fmt: skip
     return Plan(ckpt, opened, options, chosen, record, outputs, ranks)
+
+
+def _refuse_criterion(source: Source, criterion: str) -> None:
+    """UsageError for a criterion that compares features with codes where features never come into the space of the codes."""
+    if source.full.logits is not None and CRITERIA.get(criterion) in ("features", "pairs"):
+        raise UsageError(
+            f"--criterion {criterion} reads features in the space of the codes, and those of {printable(source.book.shown)} "
+            "only choose codes, by learned logits.",
+            "Use --criterion toc or usage-toc.",
+        )
 
 
 def _sizes(
@@ -283,7 +295,7 @@ def warnings_of(books: Sequence[Source]) -> list[dict[str, Any]]:
         found.append({"id": id, "codebook": source.id, "text": text})
 
     for source in books:
-        label = printable(source.book.label, 120)
+        label = printable(source.book.shown, 120)
         for text in source.book.warnings:
             warn("family", source, f"{label}: {text}")
         if same := constant_dimensions(source):

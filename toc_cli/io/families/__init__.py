@@ -142,7 +142,7 @@ def with_metric(codebook: Codebook, metric: Metric | None) -> Codebook:
         return codebook
     if codebook.metric == "logits":
         raise UsageError(
-            f"The tokens of {printable(codebook.label)} come from logits, not from a distance.", "Leave out --metric."
+            f"The tokens of {printable(codebook.shown)} come from logits, not from a distance.", "Leave out --metric."
         )
     notes = tuple(note for note in codebook.warnings if "--metric" not in note)
     if metric == codebook.metric:

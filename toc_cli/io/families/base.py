@@ -146,3 +146,8 @@ class Codebook:
         """The stored key, with the range of levels where there are several."""
         first, last = self.keys[0][0], self.keys[-1][-1]
         return first if first == last else f"{first} … {last}"
+
+    @property
+    def shown(self) -> str:
+        """The label in sentences: a lone array has the empty key."""
+        return self.label or "the array"

@@ -152,7 +152,7 @@ def edits(
     reason = supported(ckpt, codebook, where.size, rotated=rotation is not None)[mode]
     if reason:
         raise UsageError(
-            f"--emit {mode} is not possible for {printable(codebook.label)}: {reason}.", "Try another --emit."
+            f"--emit {mode} is not possible for {printable(codebook.shown)}: {reason}.", "Try another --emit."
         )
     edit = _Edit(ckpt, codebook, where, on or Edits())
     {"codebook": lambda: None, "masked": edit.masked, "sliced": edit.sliced, "consumer": edit.consumer}[mode]()

@@ -158,7 +158,8 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
         rows = counted[1]  # a padding row that is never chosen
     warnings = () if metric else (NO_METRIC,)
     if "K" in where.axes and "D" in where.axes and not layout and not counted and sizes["K"] < sizes["D"]:
-        note = f"{printable(key)} is read as {sizes['K']} codes of {sizes['D']} dimensions (--layout DK says the other way round)"
+        name = printable(key) or "the array"
+        note = f"{name} is read as {sizes['K']} codes of {sizes['D']} dimensions (--layout DK says the other way round)"
         warnings = (*warnings, note)
 
     def parts(ckpt: Checkpoint) -> Parts:

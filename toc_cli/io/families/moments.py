@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
-from toc_cli.io.families.names import is_optimizer
+from toc_cli.io.families.names import PER_CODE, is_optimizer
+
+BUFFERS = {
+    *PER_CODE, "embed_avg", "embed_ema", "embed_sum", "ema_weight", "inited", "initted", "running_mean", "running_var",
+    "batch_mean", "batch_variance", "codebook_mean", "codebook_variance", "codebook_used", "ema_vocab_hit_SV",
+}  # fmt: skip
+"""Last names of running statistics, which no optimizer steps though they may have the shape of a parameter."""
 
 
 @dataclass
@@ -37,7 +43,8 @@ def of_parameters(ckpt: Checkpoint, keys: Iterable[str], copies: tuple[str, ...]
 
 
 def _is_parameter(info: TensorInfo) -> bool:
-    return not is_optimizer(info) and info.dtype.is_floating_point
+    buffer = info.name.rpartition(".")[2] in BUFFERS
+    return not is_optimizer(info) and info.dtype.is_floating_point and not buffer
 
 
 def _optimizers(ckpt: Checkpoint) -> dict[tuple[str, ...], dict[str, list[TensorInfo]]]:
