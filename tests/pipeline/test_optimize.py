@@ -249,3 +249,17 @@ def test_a_lone_array_has_a_name_in_sentences(tmp_path: Path) -> None:
     done = toc("optimize", "codes.npy", "--features", "feats.h5", "--emit", "sliced", cwd=tmp_path)
     assert done.code == 2
     assert "not possible for the array: the layers around the codebook" in done.err
+
+
+def test_features_of_several_heads_name_the_way_to_say_so(here: Path) -> None:
+    """A table that heads share does not say how many: the file has no projection to count them by."""
+    make_checkpoint(here / "model.safetensors", dim=8)
+    refused = toc("optimize", "model.safetensors", "--features", "feats.h5", cwd=here)
+    assert refused.code == 3
+    assert "If 3 heads share this table, --codebook KEY --layout 1KD,H=3 says so" in refused.err
+    layout = ("--codebook", "quantize.embedding.weight", "--layout", "KD,H=3")
+    done = toc("optimize", "model.safetensors", "--features", "feats.h5", *layout, "--json", "-q", cwd=here)
+    assert done.code == 0, done.err
+    (book,) = json.loads(done.out)["codebooks"]
+    assert book["heads"] == 3
+    assert len({tuple(kept) for kept in book["kept"][0]}) == 1

@@ -81,10 +81,23 @@ def form_for(form: Quantiser, fit: Fit) -> Quantiser:
 
 def fits(source: Source, features: Features, space: str) -> list[Fit]:
     """The datasets whose width fits a codebook. InputError that names the widths where none does."""
-    return [
-        Fit(dataset, on_outer_side(source.full, dataset.width, space))
-        for dataset in features.select(widths(source.full))
-    ]
+    try:
+        fitting = features.select(widths(source.full))
+    except InputError as error:
+        raise _with_heads(source.full, features, error) from None
+    return [Fit(dataset, on_outer_side(source.full, dataset.width, space)) for dataset in fitting]
+
+
+def _with_heads(full: Quantiser, features: Features, error: InputError) -> InputError:
+    """The error of features of no fitting width, with the way out where one table may serve several heads unknown to the file."""
+    counts = [d.width // full.dim for d in features.datasets.values() if d.width > full.dim and d.width % full.dim == 0]
+    if not counts or full.heads > 1 or full.dim == 1 or has_projection(full) or "--channel-axis" in error.hint:
+        return error
+    heads = counts[0]
+    flag = f"--codebook KEY --layout 1KD,H={heads}"
+    return InputError(
+        error.what, f"If {heads} heads share this table, {flag} says so (KD,H={heads} where it has two axes)."
+    )
 
 
 def widths(full: Quantiser) -> set[int]:

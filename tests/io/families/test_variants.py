@@ -83,3 +83,19 @@ def test_unispeech_sat_sizes_two_more_layers_by_its_codevectors() -> None:
     reasons = emit.supported(ckpt, detect(ckpt)[0])
     assert "speaker_proj" in reasons["sliced"]
     assert not reasons["masked"] + reasons["consumer"]
+
+
+def test_moments_are_told_by_their_names_whatever_the_optimizer_is_called() -> None:
+    ckpt = MemoryCheckpoint(
+        {
+            "model/quantize.embedding.weight": torch.randn(16, 6),
+            "model/quant_conv.weight": torch.randn(6, 5, 1, 1),
+            "model/post_quant_conv.weight": torch.randn(5, 6, 1, 1),
+            "opt_vae/state/0/exp_avg": torch.randn(16, 6),
+            "opt_vae/state/0/exp_avg_sq": torch.rand(16, 6),
+        }
+    )
+    (book,) = detect(ckpt)
+    cut = emit.edits(ckpt, book, "sliced", kept=torch.tensor([[[1, 4]]]), fill=torch.zeros(1, 1, 6)).tensors
+    moment = ckpt.get("opt_vae/state/0/exp_avg_sq")
+    assert torch.equal(cut["opt_vae/state/0/exp_avg_sq"], moment[:, [1, 4]])

@@ -11,6 +11,20 @@ PER_CODE = ("cluster_size", "cluster_usage", "ema_count", "unactivated_count", "
 """Buffers with one number per code: they tell the code axis of the table beside them."""
 
 
+MOMENTS = {
+    "step",
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "exp_inf",
+    "momentum_buffer",
+    "square_avg",
+    "grad_avg",
+    "sum",
+}
+"""What the optimizers of torch keep for each parameter, under `state` and its number."""
+
+
 class Section:
     """The tensors of one nested dictionary by name; HDF5 paths read as dotted names."""
 
@@ -48,8 +62,9 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def is_optimizer(info: TensorInfo) -> bool:
-    """Whether a tensor is a moment of an optimizer: a decoy with the shape of a codebook."""
-    return any("optim" in part.lower() for part in info.section)
+    """Whether a tensor is a moment of an optimizer, whatever the file calls it: a decoy with the shape of a codebook."""
+    state = info.section[-2:-1] == ("state",) and info.name in MOMENTS
+    return state or any("optim" in part.lower() for part in info.section)
 
 
 def sections(ckpt: Checkpoint) -> list[Section]:
