@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reference import nearest_two
 from toc_cli.bench.assign_cases import CASES
+from toc_cli.errors import InputError
 from toc_cli.ops import assign as door
 from toc_cli.ops.assign import NEAR, native
 from toc_cli.ops.assign.search import backend_search
@@ -140,6 +141,10 @@ def test_codebook_in_slices(backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("gaussian", "ties", "duplicates"):
         check(backend, *CASES[name](50, 41, 8, generator), "euclidean")
         check(backend, *CASES[name](50, 41, 8, generator), "cosine")
+    codes = torch.randn(41, 8, generator=generator)
+    codes[30, 1] = torch.nan
+    with pytest.raises(InputError, match="Row 30 of the codebook"):
+        door.assign(torch.zeros(2, 8), codes, backend=backend)
 
 
 def test_largest_codebook(backend: str) -> None:

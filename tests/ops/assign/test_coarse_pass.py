@@ -59,7 +59,7 @@ def test_any_scale_and_place(seed: int, k: int, d: int, spread: int, shift: int,
 
 def test_rows_that_are_not_finite_do_not_spoil_their_block() -> None:
     x, codes = CASES["gaussian"](600, 40, 6, torch.Generator().manual_seed(3))
-    book = native.Codebook(codes, "euclidean", None)
+    book = native.Codebook(codes, "euclidean", None, 0)
     x[77, 2] = torch.inf
     out = (
         torch.empty(600, dtype=torch.int64),

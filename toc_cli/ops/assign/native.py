@@ -108,11 +108,16 @@ class Packed:
     def __init__(self, codes: Tensor, metric: str, columns: Tensor | None = None, *, keep: bool = False) -> None:
         self.metric, self.columns = metric, columns
         self.parts = codes.split(max(1, PANEL_ELEMENTS // (codes.shape[1] if columns is None else len(columns))))
-        keep = keep or len(self.parts) == 1
-        self._books = [Codebook(part, metric, columns) for part in self.parts] if keep else None
+        self._books = list(self._make()) if keep or len(self.parts) == 1 else None
 
     def __iter__(self) -> Iterator[Codebook]:
-        return iter(self._books or (Codebook(part, self.metric, self.columns) for part in self.parts))
+        return iter(self._books or self._make())
+
+    def _make(self) -> Iterator[Codebook]:
+        first = 0
+        for part in self.parts:
+            yield Codebook(part, self.metric, self.columns, first)
+            first += len(part)
 
 
 def search_packed(x: Tensor, packed: Packed, kept: Tensor | None, reach: float) -> Found:
@@ -127,17 +132,14 @@ def search_packed(x: Tensor, packed: Packed, kept: Tensor | None, reach: float) 
         out = (index[at], best[at], second[at])
         if len(packed.parts) > 1 and not reach:  # slices are merged by distance
             out = (out[0], torch.empty(len(rows), dtype=torch.float64), torch.empty(len(rows), dtype=torch.float64))
-        first = 0
         for book in packed:
-            target = (
-                out if not first else (torch.empty_like(out[0]), torch.empty_like(out[1]), torch.empty_like(out[2]))
-            )
+            later = book.first > 0
+            target = (torch.empty_like(out[0]), torch.empty_like(out[1]), torch.empty_like(out[2])) if later else out
             found = book.search(rows, kept, reach, target, start)
             doubtful, checked = doubtful + found.doubtful, checked + found.checked
             seconds += found.recheck_seconds
-            if first:
-                _merge(*out, found.index + first, found.best, found.second)
-            first += len(book.codes)
+            if later:
+                _merge(*out, found.index + book.first, found.best, found.second)
     return Found(index, best, second, checked, seconds, doubtful)
 
 
@@ -165,16 +167,19 @@ def _matrix(x: Tensor, columns: Tensor | None) -> tuple[_Matrix, Tensor | None]:
 
 
 class Codebook:
-    """A codebook (K, D) made ready for the compiled search: framed at once, packed for a pass when it is first run."""
+    """Codes (K, D), the first of them number `first` of their codebook, made ready for the compiled search.
 
-    def __init__(self, codes: Tensor, metric: str, columns: Tensor | None) -> None:
+    They are framed at once, and packed for a pass when it is first run.
+    """
+
+    def __init__(self, codes: Tensor, metric: str, columns: Tensor | None, first: int) -> None:
         loaded = library()
         if loaded is None:
             raise RuntimeError("The compiled search was not built.")
         self.library = loaded
         codes = codes if _direct(codes) else codes.float()
         matrix, offsets = _matrix(codes, columns)
-        self.codes, self.columns, self.offsets = codes, columns, offsets
+        self.first, self.codes, self.columns, self.offsets = first, codes, columns, offsets
         k, d = len(codes), codes.shape[1] if columns is None else len(columns)
         self.mu = torch.empty(d)
         self.norms = torch.empty(k if metric == "cosine" else 0, dtype=torch.float64)
@@ -185,7 +190,7 @@ class Codebook:
         self._run(self.library.toc_frame, 0)
         radius, longest = self.task.radius, self.task.longest
         if not math.isfinite(radius + longest):
-            check_finite("codebook", codes, columns)
+            check_finite("codebook", codes, columns, first)
         around = bounded(self.mu, radius, longest, metric)
         self.row_shift = self.mu if metric == "euclidean" else torch.zeros(d)
         self.task.row_shift = self.row_shift.data_ptr()
