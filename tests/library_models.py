@@ -218,6 +218,7 @@ def read_quantiser(ckpt: Checkpoint, codebook: Codebook) -> Quantiser:
         metric=codebook.metric,
         residual=codebook.residual,
         unit_vectors=codebook.unit_vectors,
+        stored_unit=codebook.stored_unit,
         project_in=parts.project_in,
         norm_in=parts.norm_in,
         level_in=parts.level_in,

@@ -71,7 +71,8 @@ def build_quantiser(ckpt: Checkpoint, codebook: Codebook) -> Quantiser:
         parts.tables,
         metric=codebook.metric,
         residual=codebook.residual,
-        unit_vectors=codebook.unit_vectors or codebook.stored_unit,
+        unit_vectors=codebook.unit_vectors,
+        stored_unit=codebook.stored_unit,
         project_in=parts.project_in,
         norm_in=parts.norm_in,
     )

@@ -56,3 +56,21 @@ def test_the_library_agrees_with_what_toc_says_of_its_files(name: str, tmp_path:
         vectors, found = run_file(recipe, tmp_path / "model.consumer.pt", book, x)
         assert torch.equal(found, full_tokens)
         assert not torch.allclose(vectors, full_vectors, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["cosine", "residual, cosine", "residual", "heads shared", "simvq"])
+def test_half_precision_files_mean_the_same_in_float32(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Rounded rows of a cosine codebook have no unit length any more, and the library does not mind: it takes them as they are."""
+    recipe = RECIPES[name]
+    model, x = trained(recipe, 2000, seed=5)
+    source, features = tmp_path / "model.pt", tmp_path / "rows.npz"
+    torch.save({key: t.to(dtype) if t.is_floating_point() else t for key, t in model.state_dict().items()}, source)
+    np.savez(features, x=x.numpy())
+    done = toc("optimize", source, "--features", features, "--keep", recipe.size, "--emit", "masked", "-q")
+    assert done.code == 0, done.err
+    (book,) = detect(open_checkpoint(source))
+    pruned = quantiser_of(read_artefact(tmp_path / "model.toc.safetensors"), 0).lookup(x)
+    clear = ~pruned.near_tie.flatten(1).any(1)
+    _, found = run_file(recipe, tmp_path / "model.masked.pt", book, x)
+    assert (found != pruned.tokens)[clear].flatten(1).any(1).double().mean() < 0.001

@@ -81,6 +81,8 @@ class Quantiser:
     residual: bool = False
     unit_vectors: bool = False
     """The unit-length code is what is passed on; vectors and targets are then compared at unit length."""
+    stored_unit: bool = False
+    """Cosine codes are stored with unit length and taken as they are stored: compared by the dot product, passed on unchanged."""
     project_in: Linear | None = None
     norm_in: LayerNorm | None = None
     level_in: tuple[Linear, ...] = ()
@@ -165,7 +167,7 @@ class Quantiser:
             torch.stack([book[:, at] for book, at in zip(level.codes, index, strict=True)])
             for level, index in zip(self.levels, kept.expand(len(self.levels), -1, -1), strict=True)
         ]
-        return self._with(codes, fill, kept=kept)
+        return self._with([self._stored(code) for code in codes], fill, kept=kept)
 
     def rotated(self, rotation: torch.Tensor, fill: Array | None = None) -> Quantiser:
         """The subspace form in the components of `rotation` (L or 1, H, D, D'): codes E R, in the dtype of the codes.
@@ -177,7 +179,7 @@ class Quantiser:
             torch.stack([torch.from_numpy(matmul(book, turn)) for book, turn in zip(level.codes, turns, strict=True)])
             for level, turns in zip(self.levels, rotation.expand(len(self.levels), -1, -1, -1), strict=True)
         ]
-        stored = [code.to(level.codes) for code, level in zip(codes, self.levels, strict=True)]
+        stored = [self._stored(code, level.codes) for code, level in zip(codes, self.levels, strict=True)]
         return self._with(stored, fill, rotation=rotation)
 
     def masked(self, kept: torch.Tensor, fill: Array | None = None) -> Quantiser:
@@ -213,7 +215,13 @@ class Quantiser:
     ) -> Quantiser:
         constants = np.zeros((len(codes), self.heads, self.dim)) if fill is None else fill
         cosine = self.metric == "cosine"
-        return replace(self, levels=_levels(codes, constants, cosine, self.unit_vectors, kept, rotation))
+        unit = self.unit_vectors and not self.stored_unit
+        return replace(self, levels=_levels(codes, constants, cosine, unit, kept, rotation))
+
+    def _stored(self, codes: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Shortened codes as they are stored, in the dtype and on the device of `like`."""
+        like = codes if like is None else like
+        return (torch.from_numpy(unit_rows(codes)) if self.stored_unit else codes).to(like)
 
     def _require_all_dimensions(self) -> None:
         if any(level.kept is not None or level.rotation is not None for level in self.levels):
@@ -224,9 +232,10 @@ class Quantiser:
     @cached_property
     def _searchers(self) -> list[list[Searcher]]:
         """Per level and head the codes made ready for search: once, however many blocks of features follow."""
+        metric: Metric = "dot" if self.stored_unit else self.metric
         return [
             [
-                Searcher(codes, self.metric, None if (kept := level.columns(head)) is None else kept.to(codes.device))
+                Searcher(codes, metric, None if (kept := level.columns(head)) is None else kept.to(codes.device))
                 for head, codes in enumerate(level.codes)
             ]
             for level in self.levels
@@ -307,6 +316,7 @@ def quantiser(
     metric: Metric = "euclidean",
     residual: bool = False,
     unit_vectors: bool = False,
+    stored_unit: bool = False,
     project_in: Linear | None = None,
     norm_in: LayerNorm | None = None,
     level_in: Sequence[Linear] = (),
@@ -327,10 +337,9 @@ def quantiser(
     if len(level_in) != len(level_out) or len(level_in) not in (0, len(tables)):
         raise ValueError(f"{len(tables)} levels with {len(level_in)} projections in and {len(level_out)} out")
     exact = [table.float() if table.element_size() == 1 else table for table in tables]  # torch compares no float8
-    levels = _levels(exact, fill, metric == "cosine", unit_vectors, kept, rotation)
-    return Quantiser(
-        levels, metric, residual, unit_vectors, project_in, norm_in, tuple(level_in), tuple(level_out), logits
-    )
+    levels = _levels(exact, fill, metric == "cosine", unit_vectors and not stored_unit, kept, rotation)
+    own = (tuple(level_in), tuple(level_out))
+    return Quantiser(levels, metric, residual, unit_vectors, stored_unit, project_in, norm_in, *own, logits)
 
 
 def _levels(

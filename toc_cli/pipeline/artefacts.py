@@ -12,7 +12,6 @@ from toc_cli import __version__
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.artefact import Artefact
 from toc_cli.io.families.base import Affine, Norm
-from toc_cli.ops.linear import unit_rows
 from toc_cli.ops.quantiser import Quantiser, quantiser
 from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice
@@ -63,10 +62,8 @@ def _tensors(source: Source, census: Census, choice: Choice) -> dict[str, torch.
 
 
 def stored_codes(source: Source, choice: Choice) -> list[torch.Tensor]:
-    """Per level the pruned codes (H, K_l, D') in the dtype of the codes read; unit rows where the family stores them so."""
+    """Per level the pruned codes (H, K_l, D') in the dtype of the codes read."""
     codes = [level.codes.cpu() for level in choice.form.levels]
-    if source.book.stored_unit:
-        codes = [torch.from_numpy(unit_rows(table)) for table in codes]
     return [table.to(read.dtype) for table, read in zip(codes, source.parts.tables, strict=True)]
 
 
@@ -91,6 +88,7 @@ def _description(source: Source, choice: Choice) -> dict[str, Any]:
         "metric": book.metric,
         "residual": book.residual,
         "unit_vectors": source.full.unit_vectors,
+        "stored_unit": source.full.stored_unit,
         "levels": levels,
         "heads": book.heads,
         "num_codes": list(book.num_codes[:levels]),
@@ -131,6 +129,7 @@ def _rebuild(book: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Quanti
         metric=book["metric"],
         residual=book["residual"],
         unit_vectors=book["unit_vectors"],
+        stored_unit=book["stored_unit"],
         project_in=_read_layer("project_in", own),
         norm_in=None if norm is None else Norm(norm.weight, norm.bias, float(book["norm_eps"])),
         level_in=_read_levels("level_in", own, levels),

@@ -61,6 +61,7 @@ def whole(book: Codebook, parts: Parts) -> Quantiser:
         metric=book.metric,
         residual=book.residual,
         unit_vectors=book.unit_vectors or book.stored_unit,
+        stored_unit=book.stored_unit,
         project_in=parts.project_in,
         norm_in=parts.norm_in,
         level_in=parts.level_in,

@@ -99,3 +99,12 @@ def test_moments_are_told_by_their_names_whatever_the_optimizer_is_called() -> N
     cut = emit.edits(ckpt, book, "sliced", kept=torch.tensor([[[1, 4]]]), fill=torch.zeros(1, 1, 6)).tensors
     moment = ckpt.get("opt_vae/state/0/exp_avg_sq")
     assert torch.equal(cut["opt_vae/state/0/exp_avg_sq"], moment[:, [1, 4]])
+
+
+@pytest.mark.parametrize(("dtype", "said"), [(torch.bfloat16, "half precision"), (torch.float32, "")])
+def test_rotated_weights_do_not_fit_into_half_precision(dtype: torch.dtype, said: str) -> None:
+    ckpt = MemoryCheckpoint({key: tensor.to(dtype) for key, tensor in quantiser("", 6, 9).items()})
+    (book,) = detect(ckpt)
+    reason = emit.supported(ckpt, book, rotated=True)["sliced"]
+    assert said in reason
+    assert bool(said) == bool(reason)

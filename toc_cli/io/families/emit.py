@@ -125,6 +125,8 @@ def _refusal(ckpt: Checkpoint, codebook: Codebook, mode: Mode, rotated: bool) ->
         return "the layers around the codebook are not in this file, or not known"
     if rotated and (mode != "sliced" or "scale" in roles):
         return "a rotation mixes the dimensions, and this form can only drop them"
+    if rotated and any(ckpt.infos[site.key].dtype.itemsize < 4 for site in codebook.sites):
+        return "rotated weights do not fit into the half precision of the file exactly"
     return _optimizer_refusal(ckpt, codebook, rotated) if mode == "sliced" else ""
 
 

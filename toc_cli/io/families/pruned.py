@@ -97,6 +97,7 @@ def _codebook(book: _Book) -> Codebook:
         residual=bool(about["residual"]),
         own_dims_per_level=book.key("level_in.0.weight") is not None,
         unit_vectors=bool(about["unit_vectors"]),
+        stored_unit=bool(about["stored_unit"]),
         outer_width=_outer_width(book, normed),
         refusals=refusals,
         zero_fill=about["metric"] == "cosine",
