@@ -108,3 +108,28 @@ def test_rotated_weights_do_not_fit_into_half_precision(dtype: torch.dtype, said
     reason = emit.supported(ckpt, book, rotated=True)["sliced"]
     assert said in reason
     assert bool(said) == bool(reason)
+
+
+def test_the_original_mimi_is_a_quotient_too() -> None:
+    """kyutai's own files, which Moshi ships: `rvq_first` is the semantic group, `rvq_rest` the acoustic one."""
+    state = {}
+    for group, levels in (("first", 1), ("rest", 3)):
+        root = f"quantizer.rvq_{group}."
+        state |= {f"{root}input_proj.weight": torch.randn(6, 9, 1), f"{root}output_proj.weight": torch.randn(9, 6, 1)}
+        for level in range(levels):
+            stem = f"{root}vq.layers.{level}._codebook."
+            state |= {f"{stem}embedding_sum": torch.randn(16, 6), f"{stem}cluster_usage": torch.rand(16) * 5}
+            state[f"{stem}_initialized"] = torch.ones(1)
+    ckpt = MemoryCheckpoint(state)
+    first, rest = detect(ckpt)
+    assert (first.levels, rest.levels, rest.residual, rest.outer_width) == (1, 3, True, 9)
+    stem = "quantizer.rvq_rest.vq.layers.2._codebook."
+    expected = state[f"{stem}embedding_sum"] / state[f"{stem}cluster_usage"].clamp(min=1e-5)[:, None]
+    assert torch.equal(rest.parts(ckpt).tables[2][0], expected)
+    kept = torch.tensor([[[0, 2, 5]]])
+    cut = emit.edits(ckpt, rest, "sliced", kept=kept, fill=torch.zeros(3, 1, 6)).tensors
+    assert cut[f"{stem}embedding_sum"].shape == (16, 3)
+    assert torch.equal(
+        cut["quantizer.rvq_rest.input_proj.weight"], state["quantizer.rvq_rest.input_proj.weight"][kept[0, 0]]
+    )
+    assert "quantizer.rvq_first.input_proj.weight" not in cut

@@ -1,4 +1,4 @@
-"""Mimi (also inside CSM and Moshi): two residual groups, codes stored as sums to be divided by their usage.
+"""Mimi (the original, and in transformers, CSM and Moshi): two residual groups, codes stored as sums to be divided by usage.
 
 Each group has a pair of projections without bias, so the constant of dropped dimensions cannot fold and is zero. The
 library leaves the projections out where the inner width equals the outer one.
@@ -19,26 +19,28 @@ from toc_cli.io.families.names import Section, sections
 
 LEAST_USAGE = 1e-5
 """`epsilon` of MimiEuclideanCodebook."""
-GROUPS = r"(?P<root>.*?quantizer\.(?:semantic|acoustic)_residual_vector_quantizer\.)"
-CODES = GROUPS + r"layers\.(?P<level>\d+)\.codebook\.embed_sum"
+CODES = r"(?P<root>.*?quantizer\.(?:semantic|acoustic)_residual_vector_quantizer\.)layers\.(?P<level>\d+)\.codebook\.embed_sum"
+ORIGINAL = r"(?P<root>.*?quantizer\.rvq_(?:first|rest)\.)vq\.layers\.(?P<level>\d+)\._codebook\.embedding_sum"
+"""The names of kyutai's own files; the projections and the usage are called as in transformers."""
 
 
 def find(ckpt: Checkpoint) -> list[Codebook]:
     """The semantic and the acoustic group of every Mimi in the file."""
     return [
-        _codebook(ckpt, part, root, names)
+        _codebook(ckpt, part, family, root, names)
         for part in sections(ckpt)
-        for root, names in levels(part, CODES).items()
+        for family, codes in (("mimi", CODES), ("mimi (original)", ORIGINAL))
+        for root, names in levels(part, codes).items()
         if all(usage_name(name) in part for name in names)
     ]
 
 
 def usage_name(name: str) -> str:
     """The per-code usage that a sum is divided by."""
-    return name.removesuffix("embed_sum") + "cluster_usage"
+    return name[: name.rindex(".") + 1] + "cluster_usage"
 
 
-def _codebook(ckpt: Checkpoint, part: Section, root: str, names: list[str]) -> Codebook:
+def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: list[str]) -> Codebook:
     dim = part.shape(names[0])[-1]
     projected = pointwise(part, root + "input_proj") and pointwise(part, root + "output_proj")
     outer = shape(part, root + "input_proj")[1] if projected else None
@@ -82,7 +84,7 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str, names: list[str]) -> C
         return f"at D' = {size} = hidden_size the library leaves the projections out; another --keep works"
 
     return Codebook(
-        family="mimi",
+        family=family,
         keys=tuple((part.key(name),) for name in names),
         num_codes=tuple(part.shape(name)[0] for name in names),
         dim=dim,
@@ -97,7 +99,11 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str, names: list[str]) -> C
         config_edits=config_edits,
         refusals=refusals,
         kept_refusal=kept_refusal,
-        load_hint=lambda size: f"codebook_dim={size}, vector_quantization_hidden_dimension={size}",
+        load_hint=lambda size: (
+            f"codebook_dim={size}, vector_quantization_hidden_dimension={size}"
+            if family == "mimi"
+            else f"SplitResidualVectorQuantizer(dimension={size}, …)"
+        ),
         together=f"{part.key(names[0]).removesuffix(names[0])}mimi",
         zero_fill=True,
     )
