@@ -57,9 +57,9 @@ def _describe(ckpt: Checkpoint, id: int, book: Codebook) -> dict[str, Any]:
 
 
 def _numbers(ckpt: Checkpoint, book: Codebook) -> dict[str, Any]:
-    """Means over levels and heads; None where a table holds no finite spread."""
+    """Means over levels and heads; None where a table holds no finite spread, or a single code."""
     tables = [codes for table in book.parts(ckpt).tables for codes in table]
-    if not all(np.isfinite(codes.double().numpy()).all() for codes in tables):
+    if not all(len(codes) > 1 and np.isfinite(codes.double().numpy()).all() for codes in tables):
         return {"effective_rank": None, "mean_cosine": None}
     return {
         "effective_rank": float(np.mean([effective_rank(codes) for codes in tables])),
