@@ -109,8 +109,16 @@ def test_constant_dimensions_work_and_are_warned_of(here: Path) -> None:
     make_checkpoint(here / "model.safetensors", codes)
     done = optimize(here)
     assert done.code == 0
-    assert "warning:" in done.err
-    assert "5" in done.err
+    assert "1 of 24 dimensions tell no codes apart, constant over all of them (5)." in done.err
+
+
+def test_dead_codes_work_and_are_warned_of(here: Path) -> None:
+    codes = torch.randn(64, 24)
+    codes[40:] = 0
+    make_checkpoint(here / "model.safetensors", codes)
+    done = optimize(here)
+    assert done.code == 0
+    assert "all zero as never used codes are: 24 of 64." in done.err
 
 
 @pytest.mark.parametrize(

@@ -303,9 +303,10 @@ def warnings_of(books: Sequence[Source]) -> list[dict[str, Any]]:
             warn(
                 "constant_dimensions",
                 source,
-                f"{label}: {len(same)} constant dimensions ({shown}) tell codes apart by nothing.",
+                f"{label}: {len(same)} of {source.full.dim} dimensions tell no codes apart, constant over all of them ({shown}).",
             )
         zero = sum(int((level.codes == 0).all(-1).sum()) for level in source.full.levels)
+        codes = sum(level.codes.shape[0] * level.codes.shape[1] for level in source.full.levels)
         if zero:
-            warn("zero_codes", source, f"{label}: {zero} codes are all zero, as codes that were never used are.")
+            warn("zero_codes", source, f"{label}: all zero as never used codes are: {zero} of {codes}.")
     return found
