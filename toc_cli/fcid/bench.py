@@ -27,6 +27,7 @@ from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import Alignment, ModalitySpec, Profile, profile_config, with_options
 from toc_cli.fcid.draws import Draws
+from toc_cli.fcid.memory import steady_memory
 from toc_cli.fcid.model import build_model
 from toc_cli.fcid.modules.convolution import Form, SmallConv
 
@@ -135,7 +136,7 @@ def _step(
 
 def _descend(model: Aligner[Any], optimizer: torch.optim.Adam) -> None:
     for parameters in model.clip_groups().values():
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -222,4 +223,5 @@ def _in_process(workload: Workload, device: str, repeats: int) -> dict[str, Any]
 
 if __name__ == "__main__":
     fields, where, times = json.loads(sys.argv[1])
-    print(json.dumps(run(Workload(**fields), where, times)))
+    with steady_memory():
+        print(json.dumps(run(Workload(**fields), where, times)))

@@ -61,17 +61,21 @@ class Codebook(nn.Module):
         """
         codes, raw, vectors, usage = {}, {}, {}, {}
         table = self.embedding.clone()  # the update writes into the buffer before backward reads it
-        for name, rows in x.items():
-            codes[name] = _nearest(rows.detach().flatten(0, 1), table).view(rows.shape[:2])
+        everything = torch.cat([rows.flatten(0, 1) for rows in x.values()])  # (N, D): one search for all modalities
+        counts = [rows.shape[0] * rows.shape[1] for rows in x.values()]
+        found = _nearest(everything.detach(), table)
+        for (name, rows), chosen in zip(x.items(), found.split(counts), strict=True):
+            codes[name] = chosen.view(rows.shape[:2])
             raw[name] = table[codes[name]]
             vectors[name] = rows + (raw[name] - rows).detach()
-            if temperature:
-                distance = squared_distance(rows.flatten(0, 1), table)
-                if self.config.distance == "clamped":
-                    own = (rows - raw[name]).square().sum(-1).view(-1, 1)
-                    distance = distance.scatter(1, codes[name].view(-1, 1), own).clamp(min=1e-12)
-                use = soft_codes(distance, max(temperature, 0)).view(*rows.shape[:2], -1)
-                usage[name] = time_mean(use, masks[name])
+        if temperature:
+            distance = squared_distance(everything, table)
+            if self.config.distance == "clamped":
+                own = (everything - table[found]).square().sum(-1, keepdim=True)
+                distance = distance.scatter(1, found[:, None], own).clamp(min=1e-12)
+            uses = soft_codes(distance, max(temperature, 0)).split(counts)
+            for (name, rows), use in zip(x.items(), uses, strict=True):
+                usage[name] = time_mean(use.view(*rows.shape[:2], -1), masks[name])
         return Quantised(codes, raw, vectors, usage)
 
     @torch.no_grad()

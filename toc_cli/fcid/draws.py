@@ -56,6 +56,7 @@ class Draws:
             words = torch.empty((math.prod(shape) + 3) // 4, dtype=torch.int64, device=self.device)
             words.random_(-(1 << 63), None, generator=self.generator)
             keep = words.view(torch.int16)[: math.prod(shape)].view(shape)[comm.offset : comm.offset + len(x)]
-            return x * (keep >= threshold).to(x.device, x.dtype).mul_(scale)
+            exact = torch.promote_types(x.dtype, torch.float32)  # of every int16, which bfloat16 is not
+            return x * keep.to(x.device, exact).ge_(threshold).mul_(scale).to(x.dtype)
 
         return drop

@@ -22,6 +22,7 @@ from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.data import BatchPlan, Split, load_batches
 from toc_cli.fcid.draws import Draws
+from toc_cli.fcid.memory import steady_memory
 from toc_cli.fcid.model import build_model
 from toc_cli.fcid.run_folder import RunFolder
 from toc_cli.fcid.settings import differences, flatten
@@ -136,7 +137,7 @@ class Trainer:
         if self._board_class and self._writes:
             self._board = self._board_class(str(self.folder.path))
         self._saved_at = self._stepped_at = time.monotonic()
-        with StopSignal() as stop:
+        with StopSignal() as stop, steady_memory():
             for batch in self._batches():
                 self._tell(self.train_step(batch))
                 if self.step % self.plan.steps_per_epoch == 0:
@@ -194,7 +195,7 @@ class Trainer:
         """Clip each group's gradient to `clip_norm`; a gradient that is NaN or infinite stops the run."""
         limit = self.config.train.clip_norm or math.inf
         groups = self.model.clip_groups()
-        norms = torch.stack([nn.utils.clip_grad_norm_(parameters, limit) for parameters in groups.values()])
+        norms = torch.stack([nn.utils.clip_grad_norm_(parameters, limit, foreach=True) for parameters in groups.values()])
         for name, norm in zip(groups, norms.tolist(), strict=True):
             if not math.isfinite(norm):
                 self._diverged(f"The gradient of {name!r} has norm {norm}", batch)

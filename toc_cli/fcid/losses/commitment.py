@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from toc_cli.fcid.comm import Comm
@@ -24,7 +25,7 @@ def commitment(
     """
 
     def mse(codes: Tensor, rows: Tensor | None) -> Tensor:
-        return comm.mean((x - codes.detach()).square().mean(-1), rows)
+        return comm.mean(F.mse_loss(x, codes.detach(), reduction="none").mean(-1), rows)
 
     total = own_weight * mse(own, weight)
     for codes, there in others:

@@ -28,13 +28,13 @@ def infonce(
         excluded = None if excluded is None else excluded[rows][:, rows]
     if len(query) == 0:
         return (query.sum() + key.sum()) * 0
-    logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / temperature
+    query, key = F.normalize(query, dim=-1) / temperature, F.normalize(key, dim=-1)
+    logits = query @ key.T
     if excluded is not None:
         own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(excluded & ~own, float("-inf"))
-    target = torch.arange(len(logits), device=logits.device)
-    loss = F.cross_entropy(logits, target)
-    return (loss + F.cross_entropy(logits.T, target)) / 2 if both_ways else loss
+    loss = -logits.log_softmax(1).diagonal().mean()
+    return (loss - logits.log_softmax(0).diagonal().mean()) / 2 if both_ways else loss
 
 
 def same_caption(caption: Tensor) -> Tensor:

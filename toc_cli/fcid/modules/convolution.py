@@ -3,7 +3,10 @@
 Legend: F frames, C and O channels in and out, H x W the input map, P points per axis. Maps are position-major,
 (H * W, F, C): a 1x1 convolution is then one matrix product, and so is every transform below.
 
-A product of polynomials of n and r terms is known from its values at P = n + r - 1 points (Toom 1963, Cook 1966; as
+Few channels: the convolution is written out as one matrix (H * W * C, H' * W' * O), zeros included, and the frames of a
+map that lie together in memory meet it in one product.
+
+Many channels: a product of polynomials of n and r terms is known from its values at P = n + r - 1 points (Toom 1963, Cook 1966; as
 `F(n, r)` in Winograd 1980 and Lavin & Gray 2016, arXiv 1509.09308). Evaluate input and kernel at the points, multiply
 channel matrices point by point, interpolate: P^2 products per map instead of r^2 per output position, 25 instead of 81
 for 3x3 on a padded 3x3 map. The transposed problem gives the correlation that networks call convolution.
@@ -26,6 +29,8 @@ Size = tuple[int, int]
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
 CHUNK = 1 << 22
 """Numbers of transformed kernel held at a time."""
+WHOLE = 1 << 17
+"""Entries of a whole matrix up to which one product with it beats transforms."""
 
 
 class SmallConv(nn.Module):
@@ -61,7 +66,9 @@ class SmallConv(nn.Module):
         """(H * W, F, C) -> (H' * W', F, O)."""
         kernel = self._reached()
         if len(kernel) == 1:
-            y = x @ kernel[0]
+            y = _frames_together(x, kernel[0])
+        elif x.device.type == "cpu" and self._entries() <= WHOLE:
+            y = self._whole(x)
         elif x.device.type == "cpu" and max(self._points()) <= len(POINTS) + 1 and not torch.is_autocast_enabled("cpu"):
             y = _pointwise(x, self.weight, *_transforms(self.size, self.kernel, self.form, x.dtype))
         else:
@@ -79,6 +86,20 @@ class SmallConv(nn.Module):
             return self.weight
         return self.weight[len(self.weight) // 2 :][:1]
 
+    def _entries(self) -> int:
+        """Of the matrix that takes a whole map to a whole map."""
+        return math.prod(self.size) * math.prod(self.size_out) * math.prod(self.weight.shape[1:])
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """One product with the convolution written out as a matrix."""
+        taps = _taps(self.size, self.kernel, self.form, x.dtype)
+        matrix = (taps @ self.weight.flatten(1)).view(*self._sides(), *self.weight.shape[1:]).transpose(1, 2)
+        y = x.transpose(0, 1).flatten(1) @ matrix.flatten(2).flatten(0, 1)
+        return y.unflatten(1, (-1, self.weight.shape[2])).transpose(0, 1)
+
+    def _sides(self) -> tuple[int, int]:
+        return math.prod(self.size), math.prod(self.size_out)
+
     def _points(self) -> list[int]:
         grow = 0 if self.form == "valid" else 1
         return [n + grow * (k - 1) for n, k in zip(self.size, self.kernel, strict=True)]
@@ -92,8 +113,30 @@ class SmallConv(nn.Module):
         return y.permute(2, 3, 0, 1).flatten(0, 1)
 
 
+def _frames_together(x: Tensor, kernel: Tensor) -> Tensor:
+    """x @ kernel in the memory order of x: (P, F, C) as it is, or frame by frame as `SmallConv._whole` leaves maps."""
+    if x.is_contiguous():
+        return x @ kernel
+    return (x.transpose(0, 1) @ kernel).transpose(0, 1)
+
+
 @lru_cache(maxsize=64)
-def _transforms(size: tuple[int, int], kernel: tuple[int, int], form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _taps(size: Size, kernel: Size, form: Form, dtype: torch.dtype) -> Tensor:
+    """(H * W * H' * W', kh * kw) of 0 and 1: which tap leads from a position to a position."""
+    rows, columns = (_taps_1d(n, k, form) for n, k in zip(size, kernel, strict=True))
+    return torch.einsum("iot,jpu->ijoptu", rows, columns).flatten(0, 3).flatten(1).to(dtype)
+
+
+def _taps_1d(size: int, kernel: int, form: Form) -> Tensor:
+    """(size, size', kernel): the correlation y[o] = sum_t x[o + t - before] w[t], or y[i + t] = sum x[i] w[t]."""
+    size_out = size + {"valid": -1, "same": 0, "transposed": 1}[form] * (kernel - 1)
+    before = (kernel - 1) // 2 if form == "same" else 0
+    i, o, t = torch.arange(size)[:, None, None], torch.arange(size_out)[:, None], torch.arange(kernel)
+    return (i + t == o if form == "transposed" else o + t - before == i).float()
+
+
+@lru_cache(maxsize=64)
+def _transforms(size: Size, kernel: Size, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Two-dimensional transforms (P^2, H * W) of the input, (P^2, kh * kw) of the kernel, (H' * W', P^2) of the output."""
     axes = [_transforms_1d(n, k, form) for n, k in zip(size, kernel, strict=True)]
     return tuple(torch.kron(a.contiguous(), b.contiguous()).to(dtype) for a, b in zip(*axes, strict=True))
