@@ -23,10 +23,10 @@ def test_club(golden_dir: Path) -> None:
         mu, logvar = net(x)
         close(mu, case["out.mu"], 1e-10, 1e-14, case.name)
         close(logvar, case["out.logvar"], 1e-10, 1e-14, case.name)
-        for draw in range(3):
+        for draw in range(sum(name.startswith("in.perm") for name in case.arrays)):
             perm = case[f"in.perm{draw}"]
             estimate = (club if x.dim() == 3 else club_over_features)(mu, logvar, y, y[perm])
-            close(estimate, case.scalar(f"mi_est{draw}"), 1e-10, 0, case.name)
+            close(estimate, case.scalar(f"mi_est{draw}"), 1e-10, 1e-13, case.name)
             if f"grad.mi_est{draw}.x" in case:
                 grads = torch.autograd.grad(estimate, (x, y), retain_graph=True)
                 for name, grad in zip("xy", grads, strict=True):
@@ -39,11 +39,13 @@ def test_club(golden_dir: Path) -> None:
                 close(p.grad, case[f"grad.negloglik.p_{name}"], 1e-8, 1e-12, f"{case.name} {name}")
 
 
-def context_nets(case: Case, names: list[str], steps: int) -> list[ContextNet]:
+def context_nets(case: Case, names: list[str]) -> list[ContextNet]:
     nets = []
     for name in names:
         hidden, width = case[f"w.{name}_ar_lstm.weight_hh_l0"].shape[1], case[f"in.{name}"].shape[-1]
-        net = ContextNet(width, hidden, steps).double()
+        steps = sum(key.endswith("bias") for key in case.under(f"w.{name}_predictors."))
+        layers = sum(key.startswith("weight_hh_l") for key in case.under(f"w.{name}_ar_lstm."))
+        net = ContextNet(width, hidden, steps, layers).double()
         state = {f"lstm.{n}": w for n, w in case.under(f"w.{name}_ar_lstm.").items()}
         net.load_state_dict(state | {f"predictors.{n}": w for n, w in case.under(f"w.{name}_predictors.").items()})
         nets.append(net)
@@ -53,9 +55,8 @@ def context_nets(case: Case, names: list[str], steps: int) -> list[ContextNet]:
 def test_cpc(golden_dir: Path) -> None:
     for case in cases(golden_dir, "c04_cpc_*"):
         names = ["video", "audio"]
-        steps = sum(name.startswith("w.video_predictors.") and name.endswith("bias") for name in case.arrays)
         x = [case[f"in.{name}"].requires_grad_() for name in names]
-        nets = context_nets(case, names, steps)
+        nets = context_nets(case, names)
         for t in case.json["t_values"]:
             predictions = [net(z) for net, z in zip(nets, x, strict=True)]
             loss = cpc(x, predictions, torch.tensor([t]), [None, None])
@@ -79,7 +80,7 @@ def test_cpc(golden_dir: Path) -> None:
 def test_all_anchors_are_the_mean_of_single_ones(golden_dir: Path) -> None:
     case = cases(golden_dir, "c04_cpc_*")[0]
     x = [case["in.video"], case["in.audio"]]
-    predictions = [net(z) for net, z in zip(context_nets(case, ["video", "audio"], 1), x, strict=True)]
+    predictions = [net(z) for net, z in zip(context_nets(case, ["video", "audio"]), x, strict=True)]
     values = [case.scalar(f"t{t}.nce") for t in case.json["t_values"]]
     close(cpc(x, predictions, torch.tensor(case.json["t_values"]), [None, None]), sum(values) / len(values), 1e-10)
 
@@ -143,9 +144,10 @@ def test_second_head(golden_dir: Path) -> None:
             extra = explog(logits, labels, alpha)
             close(bce, case.scalar(f"bce{step}"), 1e-6, 0, case.name)
             close(extra, case.scalar(f"explog{step}"), 1e-6, 0, case.name)
-            hits = ((logits.sigmoid() > 0.5) & (labels > 0)).sum()
-            close(hits / (logits.sigmoid() > 0.5).sum(), case.scalar(f"precision{step}"), 0, 1e-6, case.name)
-            close(hits / labels.sum(), case.scalar(f"recall{step}"), 0, 1e-6, case.name)
+            guesses = logits.sigmoid() > 0.5
+            hits = (guesses & (labels > 0)).sum()
+            close(hits / guesses.sum().clamp(min=1), case.scalar(f"precision{step}"), 0, 1e-6, case.name)
+            close(hits / labels.sum().clamp(min=1), case.scalar(f"recall{step}"), 0, 1e-6, case.name)
             adam.zero_grad()
             (bce + extra).backward()
             assert alpha.grad is not None

@@ -108,7 +108,7 @@ def check_module(case: Case, outputs: list[Tensor], inputs: dict[str, Tensor], m
 
 
 def test_temporal_block(golden_dir: Path) -> None:
-    for case in cases(golden_dir, "c06_sub_temporal*") + cases(golden_dir, "c10_sub_temporal*"):
+    for case in cases(golden_dir, "c06_sub_temporal*", "c10_sub_temporal*"):
         x = case["in.x"].requires_grad_()  # (T, B, C)
         width, width_in = case["w.affine_matrix.weight"].shape
         layers = sum(name.endswith("norm1.weight") and ".layers." in name for name in case.arrays if name[:2] == "w.")
@@ -116,8 +116,9 @@ def test_temporal_block(golden_dir: Path) -> None:
         names = load_published(block, case, "Encoder.v_self_att.", "encoder.modality.video.temporal.")
         out = block(x.transpose(0, 1)).transpose(0, 1)
         check_module(case, [out], {"x": x}, block, names)
-        dropped = block(x.transpose(0, 1), drop=recorded_drop(case, layers, x.shape[1]))
-        close(dropped.transpose(0, 1), case["out.dropout"], 1e-10, 1e-11, case.name)
+        if "out.dropout" in case:
+            dropped = block(x.transpose(0, 1), drop=recorded_drop(case, layers, x.shape[1]))
+            close(dropped.transpose(0, 1), case["out.dropout"], 1e-10, 1e-11, case.name)
 
 
 def recorded_drop(case: Case, layers: int, batch: int) -> object:

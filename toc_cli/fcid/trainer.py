@@ -195,7 +195,9 @@ class Trainer:
         """Clip each group's gradient to `clip_norm`; a gradient that is NaN or infinite stops the run."""
         limit = self.config.train.clip_norm or math.inf
         groups = self.model.clip_groups()
-        norms = torch.stack([nn.utils.clip_grad_norm_(parameters, limit, foreach=True) for parameters in groups.values()])
+        norms = torch.stack(
+            [nn.utils.clip_grad_norm_(parameters, limit, foreach=True) for parameters in groups.values()]
+        )
         for name, norm in zip(groups, norms.tolist(), strict=True):
             if not math.isfinite(norm):
                 self._diverged(f"The gradient of {name!r} has norm {norm}", batch)
