@@ -368,9 +368,12 @@ def test_missing_clips_do_not_matter() -> None:
             torch.testing.assert_close(term, second.terms[name], msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_a_modality_missing_everywhere_leaves_finite_losses() -> None:
-    nobody = {"text": torch.zeros(5, dtype=torch.bool)}
-    losses = step(small_model(corrected()), clips(present=nobody))
+@pytest.mark.parametrize("alignment", ["fine-coarse", "uniform"])
+@pytest.mark.parametrize("profile", ["corrected", "published"])
+@pytest.mark.parametrize("name", ["text", "audio"])
+def test_a_modality_missing_everywhere_leaves_finite_losses(alignment: Any, profile: Any, name: str) -> None:
+    nobody = {name: torch.zeros(5, dtype=torch.bool)}
+    losses = step(small_model(profile_config(profile, alignment)), clips(present=nobody))
     assert losses.total.isfinite()
     losses.total.backward()
 

@@ -16,7 +16,9 @@ def code_scores(p: Tensor, q: Tensor) -> Tensor:
 
 
 def published_cmcm(scores: Tensor) -> Tensor:
-    """mean_i -log( exp(S_ii + c) / (sum_j exp(S_ij + c) + 1e-5) ), c = max(-S), differentiated through."""
+    """mean_i -log( exp(S_ii + c) / (sum_j exp(S_ij + c) + 1e-5) ), c = max(-S), differentiated through; 0 without clips."""
+    if len(scores) == 0:
+        return scores.sum()
     scaled = torch.exp(scores + (-scores).max())
     return -(scaled.diagonal() / (scaled.sum(1) + 1e-5)).log().mean()
 
