@@ -25,9 +25,11 @@ def torch_conv(conv: SmallConv, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("form", ["valid", "same", "transposed"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_equals_torch(size: tuple[int, int], form: Form, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch,
-                      ) -> None:  # fmt: skip
+@pytest.mark.parametrize("whole", [0, convolution.WHOLE], ids=["transforms", "whole"])
+def test_equals_torch(size: tuple[int, int], form: Form, dtype: torch.dtype, tolerance: float, whole: int,
+                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(convolution, "CHUNK", 150)  # several chunks of channels
+    monkeypatch.setattr(convolution, "WHOLE", whole)
     torch.manual_seed(0)
     conv = SmallConv(size, 5, 4, form).to(dtype)
     x = torch.randn(size[0] * size[1], 6, 5, dtype=dtype, requires_grad=True)
@@ -50,3 +52,15 @@ def test_initial_bound_is_that_of_torch() -> None:
     assert conv.weight.detach().abs().max() == pytest.approx(float(theirs.weight.detach().abs().max()), rel=0.01)
     conv, inverse = SmallConv((3, 3), 16, 64, "transposed"), torch.nn.ConvTranspose2d(16, 64, 3)
     assert conv.weight.detach().abs().max() == pytest.approx(float(inverse.weight.detach().abs().max()), rel=0.01)
+
+
+def test_maps_frame_by_frame_are_neither_copied_nor_mixed_up() -> None:
+    """`WHOLE` convolutions hand on maps whose frames lie together; every form that follows reads them alike."""
+    torch.manual_seed(0)
+    first, mix, project = SmallConv((4, 4), 3, 5), SmallConv((2, 2), 5, 5, "same"), SmallConv((2, 2), 5, 2, side=1)
+    y = first(torch.randn(16, 6, 3))
+    assert y.transpose(0, 1).is_contiguous()
+    for conv in (mix, project):
+        together, position_major = conv(y), conv(y.contiguous())
+        assert together.transpose(0, 1).is_contiguous()
+        torch.testing.assert_close(together, position_major)
