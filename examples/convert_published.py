@@ -21,6 +21,7 @@ import io
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -62,8 +63,9 @@ def convert_ave(folder: Path, target: h5py.File) -> None:
 def copy_rows(path: Path, rows: np.ndarray, group: h5py.Group, name: str) -> None:
     """The clips `rows` of one feature file, a few at a time."""
     file, source = only_dataset(path)
-    if rows.min() < 0 or rows.max() >= len(source):
-        raise SystemExit(f"The order names row {rows.max()}, {path} has {len(source)} rows.")
+    outside = rows[(rows < 0) | (rows >= len(source))]
+    if len(outside):
+        raise SystemExit(f"The order names row {outside[0]}, {path} has {len(source)} rows.")
     target = group.create_dataset(
         name, (len(rows), *source.shape[1:]), np.float32, chunks=(min(ROWS, len(rows)), *source.shape[1:])
     )
@@ -103,12 +105,20 @@ class ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """The archive, or a sentence."""
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SystemExit(f"{path} can't be read: {error}.") from error
+
+
 def read_array(zipped: zipfile.ZipFile, entry: str) -> np.ndarray:
     """One clip's array (steps, ..., channels) out of a zip."""
-    data = io.BytesIO(zipped.read(entry))
     try:
+        data = io.BytesIO(zipped.read(entry))
         array = np.load(data, allow_pickle=False) if entry.endswith(".npy") else ArrayUnpickler(data).load()
-    except (ValueError, pickle.UnpicklingError) as error:
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise SystemExit(f"{entry!r} of {zipped.filename} can't be read: {error}.") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim < 2:
         raise SystemExit(f"{entry!r} of {zipped.filename} is no array of numbers with two or more axes.")
@@ -130,7 +140,7 @@ def convert_zips(zips: dict[str, Path], splits: dict[str, Path], target: h5py.Fi
     for split, rows in clips.items():
         group = target.create_group(split)
         for modality, path in zips.items():
-            with zipfile.ZipFile(path) as zipped:
+            with open_zip(path) as zipped:
                 write_zip(zipped, [clip for clip, _ in rows], group, modality)
         if classes:
             labels = [classes.index(label) if label is not None else -1 for _, label in rows]
@@ -163,6 +173,9 @@ def write_zip(zipped: zipfile.ZipFile, clips: list[str], group: h5py.Group, moda
 
 def pairs(values: list[str]) -> dict[str, Path]:
     """`name=path` arguments as a dictionary."""
+    for value in values:
+        if "=" not in value:
+            raise SystemExit(f"{value!r} should be NAME=PATH.")
     return {name: Path(path) for name, path in (value.split("=", 1) for value in values)}
 
 

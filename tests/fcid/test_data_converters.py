@@ -132,3 +132,29 @@ def test_a_pickle_that_would_run_something_is_refused(
     with pytest.raises(SystemExit, match="can't be read: it asks for"):
         run("convert_published.py", "zips", "x.h5", "--modality", "audio=audio.zip", "--split", "train=train.txt")
     assert not (tmp_path / "owned").exists()
+
+
+def test_damaged_sources_are_sentences(
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.txt").write_text("a\n")
+    (tmp_path / "torn.zip").write_bytes(b"PK torn")
+    whole = npy(np.zeros((3, 5)), tmp_path)
+    zipped(tmp_path / "short.zip", {"a.npy": whole[:-9]})
+    zipped(tmp_path / "empty.zip", {"a.pkl": b""})
+    for source, sentence in (
+        ("audio=torn.zip", "torn.zip can't be read"),
+        ("audio=gone.zip", "gone.zip can't be read"),
+        ("audio=short.zip", "'a.npy' of .* can't be read"),
+        ("audio=empty.zip", "'a.pkl' of .* can't be read"),
+        ("audio.zip", "should be NAME=PATH"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            run("convert_published.py", "zips", "x.h5", "--modality", source, "--split", "train=train.txt")
+        assert not Path("x.h5").exists()
+    for name, values in (("audio_feature", np.zeros((9, 3, 5))), ("train_order", np.array([8, -1]))):
+        with h5py.File(f"{name}.h5", "w") as file:
+            file["d"] = values
+    with pytest.raises(SystemExit, match=r"row -1, .* has 9 rows"):
+        run("convert_published.py", "ave", tmp_path, "x.h5")
