@@ -418,6 +418,12 @@ def test_settings_round_trip(alignment: Any, profile: Any) -> None:
         ({"codebook.decay": 1.0}, "decay"),
         ({"fine": ["audio"], "coarse": ["audio"]}, "audio"),
         ({"coarse": ["clip"]}, "clip"),
+        ({"heads": 0}, "heads"),
+        ({"cpc_steps": 0}, "cpc_steps"),
+        ({"mi_steps": -1}, "mi_steps"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"weights.club": float("nan")}, "weights.club"),
+        ({"codebook.jitter": -1.0}, "codebook.jitter"),
     ],
     ids=str,
 )

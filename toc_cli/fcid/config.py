@@ -175,13 +175,24 @@ class ModelConfig:
             raise UsageError(f"fine={self.fine} and coarse={self.coarse} must name different modalities, one fine.")
         if {"fine", "clip"} & set(names):
             raise UsageError("The names 'fine' and 'clip' stand for levels of the model.", "Rename the modality.")
-        if self.width < 1 or self.width % self.heads:
+        for name in ("heads", "width", "cpc_steps"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("layers", "feedforward", "map_growth", "cpc_hidden", "mi_steps"):
+            _at_least(name, getattr(self, name), 0)
+        for name, weight in dataclasses.asdict(self.weights).items():
+            _at_least(f"weights.{name}", weight, 0)
+        for name in ("dead_after", "active_within", "jitter", "commitment_own", "commitment_cross", "commitment_cost"):
+            _at_least(f"codebook.{name}", getattr(self.codebook, name), 0)
+        for name in ("temperature", "cmcm_temperature"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}={getattr(self, name)} must be above 0.", f"Set model.{name}.")
+        if self.width % self.heads:
             raise UsageError(f"width={self.width} must be a multiple of heads={self.heads}.", "Set model.heads.")
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must lie in [0, 1).")
         if self.codebook.size < 1 or self.codebook.fine_size < 0:
-            raise UsageError(f"A codebook of {self.codebook.size} codes cannot be trained.", "Set codebook.size.")
+            raise UsageError(f"A codebook of {self.codebook.size} codes cannot be trained.", "Set model.codebook.size.")
         if not 0 < self.codebook.decay < 1:
             raise UsageError(f"codebook.decay={self.codebook.decay} must lie in (0, 1).")
         _check_choices(self)
@@ -304,6 +315,11 @@ def _fitting(name: str, value: Any, current: Any) -> Any:
     if type(value) is not type(current):
         raise UsageError(f"{name}={value!r} should be a {type(current).__name__} such as {current!r}.")
     return value
+
+
+def _at_least(name: str, value: float, low: int) -> None:
+    if not low <= value < float("inf"):
+        raise UsageError(f"{name}={value} must be at least {low}.", f"Set model.{name}.")
 
 
 def _check_choices(config: ModelConfig | CodebookConfig) -> None:
