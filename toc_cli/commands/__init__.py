@@ -11,6 +11,7 @@ import typer
 
 from toc_cli import __version__
 from toc_cli.commands import bench, demo, evaluate, inspect, optimize, quantize, report, train_fcid
+from toc_cli.commands.interrupt import Interrupt
 from toc_cli.errors import OutputError, TocError, UsageError
 
 app = typer.Typer(
@@ -54,18 +55,20 @@ def options(
 
 def main() -> None:
     """Run the program; turn every error into its sentence and the exit code of the contract."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        code = app(standalone_mode=False)
-    except Exception as error:
-        if os.environ.get("TOC_DEBUG") == "1":
-            raise
-        known = in_words(error)
-        say(known)
-        code = known.exit_code
-    except KeyboardInterrupt:
-        say(TocError("Stopped by Ctrl-C; nothing was left half-written."))
-        code = 130
+    with Interrupt() as interrupt:
+        try:
+            code = app(standalone_mode=False)
+        except (Exception, KeyboardInterrupt) as error:
+            # A library may have made another error of an interrupt.
+            if interrupt.number is not None or isinstance(error, KeyboardInterrupt):
+                say(TocError(f"Stopped by {interrupt.name}; nothing was left half-written."))
+                code = 128 + (interrupt.number or signal.SIGINT)
+            elif os.environ.get("TOC_DEBUG") == "1":
+                raise
+            else:
+                known = in_words(error)
+                say(known)
+                code = known.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 

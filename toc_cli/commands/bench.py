@@ -16,8 +16,8 @@ def bench(
         str, typer.Argument(metavar="[criterion|optimize|assign|train]", help="What to measure.")
     ] = "assign",
     device: flags.Device = "auto",
-    rows: Annotated[int, typer.Option(help="optimize: feature rows.")] = 1_000_000,
-    repeats: Annotated[int, typer.Option(help="Interleaved repetitions; the median counts.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="optimize: feature rows.")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; the median counts.")] = 3,
     verify: Annotated[
         bool, typer.Option("--verify", help="assign: count mismatches against float64 on adversarial data.")
     ] = False,

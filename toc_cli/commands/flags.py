@@ -33,7 +33,7 @@ Space = Annotated[
 ]
 MaxMemory = Annotated[str, typer.Option(metavar="SIZE", help="Bytes for blocks of features.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where the nearest codes are searched.")]
-Seed = Annotated[int, typer.Option(help="Seed of resampling and of the random baselines.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of resampling and of the random baselines.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but warnings and errors.")]

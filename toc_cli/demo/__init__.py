@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from toc_cli.errors import UsageError
+from toc_cli.io.atomic import atomic_file
 from toc_cli.pipeline import Options, Outputs, Progress, QuantizeOptions, plan_optimization, quantize_features
 from toc_cli.report.assemble import assemble
 from toc_cli.report.html import render
@@ -24,13 +26,14 @@ def run_demo(folder: Path, *, keep: str, force: bool, progress: Progress) -> tup
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise UsageError(f"{folder} exists and is not empty.", "--force writes into it; -o names another.")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, features = folder / "digits_vq.safetensors", folder / "digits_features.h5"
-    for source, target in ((CHECKPOINT, checkpoint), (FEATURES, features)):
-        target.write_bytes(source.read_bytes())
     options = Options(keep=keep, emit=("codebook", "masked", "sliced", "consumer"), sweep="0.1:1.0:10")
-    outputs = Outputs(checkpoint, options.emit, None, force)
-    plan = plan_optimization(checkpoint, [str(features)], options, outputs, progress=progress)
+    plan = plan_optimization(CHECKPOINT, FEATURES, options, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, features = folder / CHECKPOINT.name, folder / FEATURES.name
+    for source, target in ((CHECKPOINT, checkpoint), (FEATURES, features)):
+        with atomic_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+    outputs = plan.outputs = Outputs(checkpoint, options.emit, None, force)
     written = plan.write()
     tokens = quantize_features(
         [str(features)], outputs.artefact, None, QuantizeOptions(), force=force, progress=progress
@@ -43,5 +46,6 @@ def _page(folder: Path, record: dict[str, Any], name: str) -> list[Path]:
     if find_spec("matplotlib") is None or find_spec("jinja2") is None:
         return []
     page = folder / "report.html"
-    page.write_text(render(assemble([Run(name, record)])), encoding="utf-8")
+    with atomic_file(page) as temporary:
+        temporary.write_text(render(assemble([Run(name, record)])), encoding="utf-8")
     return [page]

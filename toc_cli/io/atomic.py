@@ -15,12 +15,31 @@ from toc_cli.io.names import printable
 
 
 def check_target(target: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a target that exists (without `force`) or that is one of the inputs (always): UsageError."""
+    """Refuse, before any work, a target that cannot be meant: UsageError where it exists (without `force`), is one of the
+    inputs or a device; OutputError where its folder is missing or not writable."""
+    folder = target.parent
+    if not folder.is_dir():
+        raise OutputError(
+            f"The output folder {printable(folder)} does not exist.", "Create it, or name another with -o."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The output folder {printable(folder)} is not writable.", "Name another with -o.")
     for source in inputs:
         if target.exists() and source.exists() and target.samefile(source):
             raise UsageError(f"{printable(target)} is an input and is never written.", "Name another output with -o.")
-    if target.exists() and not force:
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UsageError(f"{printable(target)} is no regular file and is never replaced.", "Name a file.")
+    if os.path.lexists(target) and not force:
         raise UsageError(f"{printable(target)} exists.", "Pass --force to replace it, or name another output with -o.")
+
+
+def discard(files: Iterable[Path], home: Path) -> None:
+    """Remove files below `home`, and the folders in it that were made for them."""
+    for path in {home / file.relative_to(home).parts[0] for file in files}:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.atomic import beside, check_target, publish, write_errors
+from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 
 CHUNK_BYTES = 1 << 20
@@ -25,8 +26,8 @@ class Recorder:
     def __init__(self, path: Path, temporary: Path, dtype: str, channel_axis: int | None) -> None:
         self.rows: dict[str, int] = {}
         self._path, self._dtype, self._channel_axis = path, np.dtype(dtype), channel_axis
-        with write_errors(path, RuntimeError):
-            self._file = h5py.File(temporary, "w")
+        with write_errors(path):
+            self._file = NewHdf5(temporary)
 
     def add(self, name: str, value: object) -> None:
         """Append a batch (N, …) to dataset `name`; with a channel axis, its rows (N * …, W). InputError if it misfits."""
@@ -37,8 +38,8 @@ class Recorder:
         if self._channel_axis is not None:
             value = value.movedim(self._channel_axis, -1).flatten(0, -2)
         batch = value.to(torch.float64 if self._dtype.itemsize == 8 else torch.float32).cpu().numpy()
-        with write_errors(self._path, RuntimeError):
-            dataset = self._file.get(name) or self._create(name, batch)
+        with write_errors(self._path):
+            dataset = self._file.root.get(name) or self._create(name, batch)
             if dataset.shape[1:] != batch.shape[1:]:
                 raise InputError(
                     f"{printable(name)} got {batch.shape[1:]} after {dataset.shape[1:]} per batch entry.",
@@ -47,19 +48,21 @@ class Recorder:
             start = len(dataset)
             dataset.resize(start + len(batch), axis=0)
             dataset[start:] = batch
+            self._file.check()
         self.rows[name] = start + len(batch)
 
     def _create(self, name: str, batch: np.ndarray) -> h5py.Dataset:
         item = max(int(np.prod(batch.shape[1:])) * self._dtype.itemsize, 1)
-        return self._file.create_dataset(
+        return self._file.root.create_dataset(
             name, (0, *batch.shape[1:]), self._dtype, maxshape=(None, *batch.shape[1:]),
             chunks=(max(CHUNK_BYTES // item, 1), *(max(n, 1) for n in batch.shape[1:])),
         )  # fmt: skip
 
     def close(self) -> None:
         """Close the file. OutputError if what was written does not reach the disk."""
-        with write_errors(self._path, RuntimeError):
+        with write_errors(self._path):
             self._file.close()
+            self._file.check()
 
     def abandon(self) -> None:
         """Close the file if it is still open, whatever its state: it is about to be removed."""

@@ -6,6 +6,7 @@ Legend: a dataset has lead axes (clips, time, height, …), flattened to rows in
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +201,11 @@ class Features:
     def _misfit(self, widths: Collection[int]) -> InputError:
         wanted = " or ".join(str(width) for width in sorted(widths))
         found = ", ".join(f"{printable(d.name, 60)} {d.shape}" for d in list(self.datasets.values())[:6])
-        what = f"No dataset of the features has {wanted} channels: there is {found or 'no array'}."
+        what = f"No dataset of the features has {wanted} channels: there is {found or 'no array of numbers'}."
+        if not found:
+            return InputError(
+                what, "Features are plain arrays (..., channels); ragged ones, text and records are none."
+            )
         for dataset in self.datasets.values():
             for axis, length in enumerate(dataset.shape):
                 if length in widths:
@@ -249,7 +254,9 @@ Entry = tuple[str, Path, str, Source]
 
 def _named(path: str | Path) -> tuple[str, Path]:
     """Name and path of `name=path`; no name where the whole is a file, or has no `=`."""
-    if isinstance(path, Path) or "=" not in path or Path(path).exists():
+    if not str(path):
+        raise UsageError("--features names no file.", "Give FILE or NAME=FILE.")
+    if isinstance(path, Path) or "=" not in path or os.path.exists(path):
         return "", Path(path)
     name, _, rest = path.partition("=")
     if not name or not rest:

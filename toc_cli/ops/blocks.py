@@ -16,6 +16,9 @@ import numpy as np
 State = TypeVar("State")
 
 MOST_BLOCKS = 512
+"""Blocks that a stream is cut into, as long as a block has at most MOST_ROWS."""
+MOST_ROWS = 4096
+"""Rows of a block, however long the stream: a block is held in memory."""
 LEAST_ROWS = 16
 SEGMENTS = 32
 
@@ -50,9 +53,9 @@ class Grid:
 
 
 def grid(rows: int) -> Grid:
-    """The grid over `rows` rows: the smallest power-of-two block, from 16 rows, that gives at most 512 blocks."""
+    """The grid over `rows` rows: the smallest power-of-two block, from 16 to 4096 rows, that gives at most 512 blocks."""
     block = LEAST_ROWS
-    while block * MOST_BLOCKS < rows:
+    while block * MOST_BLOCKS < rows and block < MOST_ROWS:
         block *= 2
     return Grid(rows, block)
 
@@ -79,11 +82,18 @@ def fold(states: Iterable[State], merge: Callable[[State, State], State], per_se
     """Merge block states (in block order, starting at a segment's first block) into one state per segment."""
     segments: list[State] = []
     for index, state in enumerate(states):
-        if index % per_segment:
-            segments[-1] = merge(segments[-1], state)
-        else:
-            segments.append(state)
+        extend(segments, index, state, merge, per_segment)
     return segments
+
+
+def extend(
+    segments: list[State], index: int, state: State, merge: Callable[[State, State], State], per_segment: int
+) -> None:
+    """One step of `fold`: take in the state of block `index`, counted from the first of these segments."""
+    if index % per_segment:
+        segments[-1] = merge(segments[-1], state)
+    else:
+        segments.append(state)
 
 
 def total(segments: Sequence[State], merge: Callable[[State, State], State]) -> State:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
 
 from toc_cli.errors import InputError
 from toc_cli.ops.linear import Array, float64, unit_rows
@@ -101,6 +102,12 @@ def check_codes(codes: Array) -> None:
 
 def _checked_moments(codes: Array) -> Moments:
     shape = tuple(codes.shape)
+    real = codes.is_floating_point() if isinstance(codes, torch.Tensor) else codes.dtype.kind == "f"
+    if not real:
+        raise InputError(
+            f"The table {shape} is {str(codes.dtype).removeprefix('torch.')}: codes are floating-point numbers.",
+            "Pick another with --codebook KEY.",
+        )
     if shape[0] < 2:
         raise InputError(
             f"The codebook has {shape[0]} code of {shape[1]} dimensions: scores need two codes.",

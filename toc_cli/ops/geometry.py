@@ -45,7 +45,12 @@ def _tiles(codes: Array) -> list[Array]:
 
 
 def mean_cosine(codes: Array) -> float:
-    """(|sum u|^2 - sum |u|^2) / (K (K - 1)) with u the unit codes (K, D): the mean over pairs in O(K D)."""
+    """(|sum u|^2 - sum |u|^2) / (K (K - 1)) with u the unit codes (K, D): the mean over pairs in O(K D).
+
+    NaN for a single code, which makes no pair.
+    """
+    if len(codes) < 2:
+        return float("nan")
     total, squares = np.zeros(codes.shape[1]), 0.0
     for tile in _tiles(codes):
         unit = unit_rows(tile)

@@ -12,10 +12,11 @@ from toc_cli import __version__
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.artefact import Artefact
 from toc_cli.io.families.base import Affine, Norm
+from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser, quantiser
 from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice
-from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.options import METRICS, Options
 from toc_cli.pipeline.source import Source
 
 _LAYERS = ("project_in", "norm_in", "logits")
@@ -110,7 +111,7 @@ def quantiser_of(artefact: Artefact, id: int) -> Quantiser:
     }
     try:
         return _rebuild(book, own)
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+    except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
         raise InputError(
             f"Codebook {id} of the artefact is damaged: {error}.", "Write it again with toc optimize."
         ) from None
@@ -119,6 +120,8 @@ def quantiser_of(artefact: Artefact, id: int) -> Quantiser:
 def _rebuild(book: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Quantiser:
     levels, heads, dim = book["levels"], book["heads"], book["dim"]
     codes = list(own["codebook"]) if "codebook" in own else [own[f"codebook.{level}"] for level in range(levels)]
+    if len(codes) != levels or book["metric"] not in (*METRICS, "logits"):
+        raise ValueError(f"{len(codes)} levels of {levels!r}, metric {printable(book['metric'], 40)}")
     rotation = own.get("rotation")
     norm = _read_layer("norm_in", own)
     return quantiser(

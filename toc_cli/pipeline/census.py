@@ -11,7 +11,7 @@ import torch
 
 from toc_cli.io.features import Features
 from toc_cli.ops import moments
-from toc_cli.ops.blocks import Grid, fold, grid, split
+from toc_cli.ops.blocks import Grid, extend, grid, split
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.moments import CrossMoments, Moments, PairMoments
 from toc_cli.ops.quantiser import Quantiser
@@ -149,12 +149,13 @@ def segments(
     states: dict[tuple[int, int], list[Any]] = {at: [] for at in places}
     forms = [form_for(source.full, fit) for fit in fits]
     with progress("summing " + " and ".join(fit.dataset.name for fit in fits), blocks.rows) as advance:
-        for block in own_blocks(features, fits, blocks, ranks):
+        for index, block in enumerate(own_blocks(features, fits, blocks, ranks)):
             sides = [level_inputs(form, x) for form, x in zip(forms, block, strict=True)]
             for level, head in places:
-                states[level, head].append(single(*(side[level][head] for side in sides)))
+                state = single(*(side[level][head] for side in sides))
+                extend(states[level, head], index, state, merge, blocks.per_segment)
             advance(len(block[0]))
-    return {at: ranks.concatenate(fold(states[at], merge, blocks.per_segment)) for at in places}
+    return {at: ranks.concatenate(states[at]) for at in places}
 
 
 def own_blocks(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from toc_cli.errors import OutputError, UsageError
+from toc_cli.io.atomic import discard
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import detect
@@ -81,16 +81,11 @@ def write_checkpoint(
     ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples
 ) -> list[Path]:
     """Write one edited copy and check it; a copy that fails its check is removed (OutputError)."""
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
     written = ckpt.write(target, edits_for(ckpt, chosen, mode))
     try:
         check_checkpoint(ckpt, target, chosen, mode, options, samples)
     except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if target.is_dir():
-            shutil.rmtree(target)
+        discard(written, target.parent)
         raise
     return written
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -135,48 +136,64 @@ def _kept_alone(source: Source, usage: list[np.ndarray], count: int, options: Op
 def probe_labels(
     source: Source, census: Census, choice: Choice, runs: Mapping[str, Measured], features: Features, options: Options
 ) -> dict[str, Any] | None:
-    """A linear probe on the code vectors, trained on one modality and tested on every other (on the second half of its own rows
-    where it is alone), before and after. None without labels of two classes that fit."""
+    """A linear probe on the code vectors, trained on one modality and tested on every other (on every second clip of each class
+    where it is alone), before and after. None without labels that fit and have two classes to learn."""
     for labels in features.labels.values():
         fitting = [fit for fit in census.fits if labels.fits(fit.dataset)]
-        if fitting and len(np.unique(labels.read())) > 1:
+        if not fitting:
+            continue
+        classes = labels.read()
+        rows = [_labelled(fit, runs[fit.dataset.name], labels, classes) for fit in fitting]
+        if all(len(np.unique(each.classes[each.trains])) > 1 for each in rows):
             sides = {"before": source.full, "after": choice.form}
-            return {
-                "labels": labels.name,
-                **{side: _directions(form, fitting, runs, labels, side, options) for side, form in sides.items()},
+            return {"labels": labels.name} | {
+                side: _directions(form, rows, side, options) for side, form in sides.items()
             }
     return None
 
 
-def _directions(
-    form: Quantiser, fits: list[Fit], runs: Mapping[str, Measured], labels: LabelSet, side: str, options: Options
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Labelled:
+    """The sampled rows of a modality with their classes."""
+
+    fit: Fit
+    run: Measured
+    classes: np.ndarray  # (n,) int64
+    blocks: np.ndarray  # (n,) block of the sample
+    trains: np.ndarray  # (n,) bool: the half to train on where the modality is alone
+
+
+def _labelled(fit: Fit, run: Measured, labels: LabelSet, classes: np.ndarray) -> _Labelled:
+    assert run.positions is not None
+    assert run.block_of_row is not None
+    of_row = labels.for_rows(fit.dataset, classes)[run.positions]
+    rows_each = fit.dataset.rows // classes.size
+    units = run.positions // rows_each if rows_each > 1 else run.block_of_row
+    return _Labelled(fit, run, of_row, run.block_of_row, every_second(units, of_row))
+
+
+def every_second(units: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(n,) bool: the rows of every second unit (clip, or run of rows) of each class, so that labels in any order, sorted ones
+    too, give two halves of the same classes. A unit counts for the class (n,) of its first row."""
+    names, first, place = np.unique(units, return_index=True, return_inverse=True)
+    half = np.zeros(len(names), dtype=bool)
+    half[np.lexsort((names, classes[first]))[::2]] = True
+    return half[place]
+
+
+def _directions(form: Quantiser, rows: Sequence[_Labelled], side: str, options: Options) -> dict[str, Any]:
     name = "full" if side == "before" else "chosen"
-    rows = {}
-    for fit in fits:
-        run = runs[fit.dataset.name]
-        assert run.positions is not None
-        assert run.block_of_row is not None
-        rows[fit.dataset.name] = (
-            form_for(form, fit),
-            run.tokens[name],
-            labels.for_rows(fit.dataset)[run.positions],
-            run.block_of_row,
-        )
     if len(rows) == 1:
-        (modality, (own, tokens, classes, blocks)) = next(iter(rows.items()))
-        half = len(tokens) // 2
-        return {
-            f"{modality}->{modality}": _tested(
-                own, tokens[:half], classes[:half], tokens[half:], classes[half:], blocks[half:], options
-            )
-        }
+        pairs = [(rows[0], rows[0].trains, rows[0], ~rows[0].trains)]
+    else:
+        pairs = [(a, np.ones(len(a.classes), bool), b, np.ones(len(b.classes), bool)) for a, b in permutations(rows, 2)]
     return {
-        f"{a}->{b}": _tested(rows[a][0], rows[a][1], rows[a][2], rows[b][1], rows[b][2], rows[b][3], options)
-        for a in rows
-        for b in rows
-        if a != b
-    }
+        f"{a.fit.dataset.name}->{b.fit.dataset.name}": _tested(
+            form_for(form, a.fit), a.run.tokens[name][train], a.classes[train],
+            b.run.tokens[name][test], b.classes[test], b.blocks[test], options,
+        )
+        for a, train, b, test in pairs
+    }  # fmt: skip
 
 
 def _tested(

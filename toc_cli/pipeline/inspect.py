@@ -13,6 +13,7 @@ from toc_cli.io.families import detect
 from toc_cli.io.families.base import Codebook
 from toc_cli.io.families.emit import supported
 from toc_cli.ops.geometry import effective_rank, mean_cosine
+from toc_cli.pipeline.curve import number
 
 
 def inspect_checkpoint(
@@ -62,6 +63,6 @@ def _numbers(ckpt: Checkpoint, book: Codebook) -> dict[str, Any]:
     if not all(len(codes) > 1 and np.isfinite(codes.double().numpy()).all() for codes in tables):
         return {"effective_rank": None, "mean_cosine": None}
     return {
-        "effective_rank": float(np.mean([effective_rank(codes) for codes in tables])),
-        "mean_cosine": float(np.mean([mean_cosine(codes) for codes in tables])),
+        "effective_rank": number(np.mean([effective_rank(codes) for codes in tables])),
+        "mean_cosine": number(np.mean([mean_cosine(codes) for codes in tables])),
     }

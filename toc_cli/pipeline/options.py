@@ -66,8 +66,12 @@ class Options:
             raise UsageError("--keep auto needs a bound.", "Give --max-distortion, --min-agreement or both.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise UsageError(f"--min-agreement {self.min_agreement} is not a share.", "Use a number from 0 to 1.")
-        if self.max_distortion is not None and self.max_distortion < 0:
-            raise UsageError(f"--max-distortion {self.max_distortion} is negative.", "It bounds the excess distortion.")
+        if self.max_distortion is not None and not 0 <= self.max_distortion < float("inf"):
+            raise UsageError(
+                f"--max-distortion {self.max_distortion} is no bound of the excess distortion.", "Use a number from 0."
+            )
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative.", "Use a whole number from 0.")
         if self.eval_rows is not None and self.eval_rows < 1:
             raise UsageError(f"--eval-rows {self.eval_rows} measures nothing.", "Use a count from 1, or all.")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toc_cli.errors import OutputError, UsageError
+from toc_cli.errors import UsageError
+from toc_cli.io.atomic import check_target
 from toc_cli.io.families.base import Mode
 
 SUFFIX = ".toc.safetensors"
@@ -58,20 +60,10 @@ class Outputs:
         alone = "sliced" in self.emit and self.extension and (self.checkpoint.parent / "config.json").exists()
         return [self.of("sliced").with_suffix(".config.json")] if alone else []
 
-    def refuse_what_stands(self) -> None:
-        """UsageError for an output that exists (without `force`) or is the input; OutputError for a folder that cannot be written."""
-        folder = self.stem.parent
-        if not folder.is_dir():
-            raise OutputError(f"The output folder {folder} does not exist.", "Create it, or name another with -o.")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(f"The output folder {folder} is not writable.", f"Name another with -o NAME{SUFFIX}.")
+    def refuse_what_stands(self, inputs: Iterable[Path]) -> None:
+        """`check_target` of every output."""
         for target in (self.artefact, self.record, *map(self.of, self.checkpoints), *self._configs()):
-            if target.exists() and os.path.samefile(target, self.checkpoint):
-                raise UsageError(
-                    f"{target} is the input itself, which is never written.", f"Name another with -o NAME{SUFFIX}."
-                )
-            if os.path.lexists(target) and not self.force:
-                raise UsageError(f"{target} exists.", "--force replaces it; -o names another.")
+            check_target(target, force=self.force, inputs=inputs)
 
 
 def stem_and_extension(checkpoint: Path) -> tuple[Path, str]:
@@ -79,7 +71,7 @@ def stem_and_extension(checkpoint: Path) -> tuple[Path, str]:
     for ending in _ENDINGS:
         if checkpoint.name.endswith(ending) and checkpoint.name != ending:
             return checkpoint.with_name(checkpoint.name.removesuffix(ending)), SUFFIX if ending == SUFFIX else ""
-    if checkpoint.is_dir():
+    if os.path.isdir(checkpoint):
         whole = checkpoint.resolve() if checkpoint.name in ("", "..") else checkpoint
         return whole, ""
     return checkpoint.with_suffix(""), checkpoint.suffix

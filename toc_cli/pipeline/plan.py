@@ -12,7 +12,7 @@ import torch
 
 from toc_cli.errors import UsageError
 from toc_cli.io.artefact import write_artefact, write_record
-from toc_cli.io.atomic import sha256
+from toc_cli.io.atomic import discard, sha256
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect
@@ -117,7 +117,7 @@ class Plan:
         """Write and check every output; on any failure none is left. Returns the files."""
         if self.outputs is None:
             raise UsageError("The plan has no outputs.", "Use plan.save(path).")
-        self.outputs.refuse_what_stands()
+        self.outputs.refuse_what_stands(_inputs(self.checkpoint, self.features))
         written: list[Path] = []
         try:
             if self.ranks.writes:
@@ -125,8 +125,7 @@ class Plan:
                 if verify:
                     self._verify(self.outputs)
         except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
+            discard(written, self.outputs.stem.parent)
             raise
         return written
 
@@ -154,6 +153,10 @@ class Plan:
                 )
 
 
+def _inputs(ckpt: Checkpoint, features: Features) -> list[Path]:
+    return [ckpt.path, *ckpt.files, *features.files]
+
+
 def _output(mode: str, file: Path, target: Path) -> dict[str, Any]:
     name = file.name if file == target or file.parent == target.parent else f"{target.name}/{file.name}"
     return {"mode": mode, "name": name, "bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -177,8 +180,6 @@ def plan_optimization(
     started = time.perf_counter()
     ranks = from_environment()
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    if outputs is not None:
-        outputs.refuse_what_stands()
     books = sources(ckpt, detect(ckpt, codebook=options.codebook, layout=options.layout, metric=options.metric))
     for source in books:
         _refuse_criterion(source, options.criterion)
@@ -188,6 +189,8 @@ def plan_optimization(
     opened = features if isinstance(features, Features) else open_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )  # fmt: skip
+    if outputs is not None:
+        outputs.refuse_what_stands(_inputs(ckpt, opened))
     device = device_of(options.device)
     books = [replace(source, full=source.full.to(device)) for source in books]
     chosen_fits = [fits(source, opened, options.space) for source in books]

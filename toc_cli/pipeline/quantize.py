@@ -19,6 +19,7 @@ from toc_cli.io.atomic import atomic_file, check_target, sha256
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.features import Dataset, Features, open_features
+from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.pipeline.census import tally, zeros
@@ -55,25 +56,25 @@ def quantize_features(
     """
     source = Path(str(features[0]).partition("=")[2] or str(features[0]))
     target = output or source.with_name(f"{source.name.split('.')[0]}.tokens.h5")
-    check_target(target, force=force, inputs=[codebook, source])
     opened = open_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )
+    check_target(target, force=force, inputs=[codebook, *opened.files])
     form = read_quantiser(codebook, options.book).to(device_of(options.device))
     fitting = [
         (dataset, form if on_outer_side(form, dataset.width, options.space) else inside(form))
         for dataset in opened.select(widths(form))
     ]
     done = []
-    with atomic_file(target) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["toc.version"] = __version__
-        file.attrs["toc.codebook_sha256"] = sha256(codebook) if codebook.is_file() else ""
+    with atomic_file(target) as temporary, NewHdf5(temporary) as file:
+        file.root.attrs["toc.version"] = __version__
+        file.root.attrs["toc.codebook_sha256"] = sha256(codebook) if codebook.is_file() else ""
         for dataset, side in fitting:
             with progress(f"quantising {printable(dataset.name, 60)}", dataset.rows) as advance:
                 done.append(_write(file, opened, dataset, side, options.vectors, advance))
         for name, labels in opened.labels.items():
-            if name not in file:
-                file.create_dataset(name, data=labels.read(), track_times=False)
+            if name not in file.root:
+                file.root.create_dataset(name, data=labels.read(), track_times=False)
     return {"output": str(target), "codebook": codebook.name, "datasets": done}
 
 
@@ -91,12 +92,12 @@ def read_quantiser(path: Path, id: int) -> Quantiser:
 
 
 def _write(
-    file: h5py.File, features: Features, dataset: Dataset, form: Quantiser, vectors: bool, advance: Any
+    file: NewHdf5, features: Features, dataset: Dataset, form: Quantiser, vectors: bool, advance: Any
 ) -> dict[str, Any]:
     counts = zeros(form)
     most = max(level.codes.shape[1] for level in form.levels)
     axes = tuple(n for n in (len(form.levels), form.heads) if n > 1)
-    tokens = _dataset(file, dataset.name, (*dataset.lead_shape, *axes), smallest_unsigned(most))
+    tokens = _dataset(file.root, dataset.name, (*dataset.lead_shape, *axes), smallest_unsigned(most))
     tokens.attrs["levels"], tokens.attrs["heads"] = len(form.levels), form.heads
     tokens.attrs["num_codes"] = [level.codes.shape[1] for level in form.levels]
     rows_each = math.prod(dataset.lead_shape[1:])
@@ -110,9 +111,10 @@ def _write(
             rows = quantised(form, found)
             if out is None:
                 out = _dataset(
-                    file, f"{dataset.name}.vectors", (*dataset.lead_shape, rows.shape[1]), np.dtype(np.float32)
+                    file.root, f"{dataset.name}.vectors", (*dataset.lead_shape, rows.shape[1]), np.dtype(np.float32)
                 )
             out[start:stop] = rows.numpy().reshape(stop - start, *out.shape[1:])
+        file.check()
         advance(len(x))
     return {
         "name": dataset.name,
@@ -129,7 +131,12 @@ def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     """A chunked dataset of about 1 MiB chunks along the first axis, without time stamps."""
     row = max(1, math.prod(shape[1:])) * dtype.itemsize
     chunks = (max(1, min(shape[0], 2**20 // row)), *shape[1:])
-    return file.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, track_times=False)
+    try:
+        return file.create_dataset(name, shape=shape, dtype=dtype, chunks=chunks, track_times=False)
+    except (ValueError, TypeError):
+        raise UsageError(
+            f"There is no room for {printable(name)} beside the other datasets.", "Name them: NAME=PATH."
+        ) from None
 
 
 def smallest_unsigned(codes: int) -> np.dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import torch
 
 from toc_cli.errors import UsageError
@@ -13,6 +12,7 @@ from toc_cli.fcid.evaluation.sources import Run
 from toc_cli.fcid.run import device_of
 from toc_cli.fcid.run_folder import load_model
 from toc_cli.io.atomic import atomic_file, check_target
+from toc_cli.io.guarded import NewHdf5
 
 
 def save_features(
@@ -33,10 +33,10 @@ def save_features(
         raise UsageError(f"The run has no {level} codes; it has {', '.join(run.books)}.", "Name one of these.")
     complete = torch.stack([reading.mask.all(dim=1) for reading in readings.values()]).all(dim=0)
     shapes = {}
-    with atomic_file(target) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_file(target) as temporary, NewHdf5(temporary) as file:
         for name, reading in readings.items():
             x = reading.x[complete].numpy()
             x = x[:, 0] if x.shape[1] == 1 else x
-            file.create_dataset(name, data=x, track_times=False)
+            file.root.create_dataset(name, data=x, track_times=False)
             shapes[name] = x.shape
     return shapes

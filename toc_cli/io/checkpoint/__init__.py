@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from toc_cli.errors import InputError
@@ -19,7 +20,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     InputError, with a sentence for each kind, where the file is missing, damaged or refused.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # says no to a name that is too long, where Path.is_dir raises
         from toc_cli.io.checkpoint.folder import Folder
 
         return Folder(path, open_file)
@@ -59,4 +60,4 @@ def open_part(path: Path) -> Checkpoint:
         from toc_cli.io.checkpoint.torch_file import TorchFile
 
         return TorchFile(path, legacy=kind == "torch legacy")
-    raise InputError(f"{printable(path)} is a {kind} file; shards are safetensors or torch files.")
+    raise InputError(f"{printable(path)} is of kind {kind}; shards are safetensors or torch files.")

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from toc_cli.errors import InputError
-from toc_cli.io.atomic import atomic_file, write_errors
+from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.arrays import check_expansion, torch_dtype
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
+from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 
 DEPTH_LIMIT = 32
@@ -107,11 +108,11 @@ class Hdf5File(Checkpoint):
     def write(self, target: Path, edits: Edits) -> list[Path]:
         self.require_writable()
         with atomic_file(target) as temporary:
-            with write_errors(target, RuntimeError), open_hdf5(self.path) as source, h5py.File(temporary, "w") as out:
-                _copy(source, out, "", edits, {})
+            with open_hdf5(self.path) as source, NewHdf5(temporary) as out:
+                _copy(source, out.root, "", edits, {})
                 for key, tensor in edits.tensors.items():
                     if key not in self.infos:
-                        out.create_dataset(key, data=tensor.numpy())
+                        out.root.create_dataset(key, data=tensor.numpy())
             return [target, *write_config_beside(target, self.config, edits.config)]
 
 

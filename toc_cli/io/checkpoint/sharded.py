@@ -27,8 +27,9 @@ class Sharded(Checkpoint):
             raise InputError(f"{printable(index)} has no weight_map: it is no index of a sharded model.")
         self._parts: dict[str, Checkpoint] = {}
         for key, name in weight_map.items():
+            path = inside(index, name)
             if name not in self._parts:
-                self._parts[name] = open_part(inside(index, name))
+                self._parts[name] = open_part(path)
             if key not in self._parts[name].infos:
                 raise InputError(f"{printable(index)} places {printable(key)} in {printable(name)}, which lacks it.")
             self.infos[key] = self._parts[name].infos[key]

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from toc_cli.errors import InputError
-from toc_cli.io.atomic import atomic_file, write_errors
+from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
 from toc_cli.io.checkpoint.inert import InertPickle
+from toc_cli.io.guarded import new_file
 from toc_cli.io.names import printable
 
 DEPTH_LIMIT = 32
@@ -89,7 +90,7 @@ class TorchFile(Checkpoint):
         for names, value in edits.values.items():
             tree = put(tree, self._value_places.get(names, names), value)
         with atomic_file(target) as temporary:
-            with write_errors(target, RuntimeError), open(temporary, "wb") as out:
+            with new_file(temporary) as out:
                 torch.save(tree, out)  # a legacy input too: that format writes memory addresses into the file
             return [target, *write_config_beside(target, self.config, edits.config)]
 
