@@ -264,6 +264,23 @@ def test_equal_captions_are_no_negatives() -> None:
     assert step(strict, equal).terms["infonce.video.text"].item() > 0.1
 
 
+def test_seconds_of_the_same_clip_are_no_negatives() -> None:
+    batch = clips(4)
+    kept, strict = (small_model(corrected(), same_clip=form) for form in ("ignored", "negative"))
+    loose = step(kept, batch).terms["second_infonce.video.audio"].item()
+    assert loose < step(strict, batch).terms["second_infonce.video.audio"].item()
+    general = kept(batch, Draws.of_step(0, 0), Comm(4)).general
+    query, key = (torch.nn.functional.normalize(general[name], dim=-1) for name in ("video", "audio"))
+    scores = torch.einsum("btd,cud->btcu", query, key) / kept.config.temperature  # clips b, c; seconds t, u
+    expected = []
+    for b in range(4):
+        for t in range(4):
+            for one in (scores[b, t], scores[:, :, b, t]):
+                others = torch.cat([one[c] for c in range(4) if c != b])
+                expected.append(torch.logsumexp(torch.cat([others, one[b, t : t + 1]]), 0) - one[b, t])
+    assert loose == pytest.approx(torch.stack(expected).mean().item(), rel=1e-9)
+
+
 def test_spatial_attention_weighs_positions() -> None:
     torch.manual_seed(0)
     constant = torch.randn(1, 4, 6).expand(9, 4, 6)

@@ -162,6 +162,8 @@ class ModelConfig:
     """Directions of InfoNCE."""
     same_caption: Literal["ignored", "negative"] = "ignored"
     """Whether clips with an equal caption count as negatives of each other."""
+    same_clip: Literal["ignored", "negative"] = "ignored"
+    """Whether the other seconds of a clip count as negatives of a second: they often show the same event."""
     cpc_anchors: Literal["all", "one"] = "all"
     """`one`: a random anchor second per batch. `all`: every anchor at once, the same expectation."""
     coarse_targets: Literal["fixed", "trained"] = "fixed"
@@ -252,6 +254,7 @@ def published(alignment: Alignment = "fine-coarse") -> ModelConfig:
         club_negatives="any",
         infonce="one-way",
         same_caption="negative",
+        same_clip="negative",
         cpc_anchors="one",
         coarse_targets="trained",
         padding="attended",

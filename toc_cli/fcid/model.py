@@ -23,7 +23,7 @@ from toc_cli.fcid.decoder import FCIDDecoder
 from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.encoder import Coarse, CoarseHead, ModalityEncoder, Specific
 from toc_cli.fcid.losses.cpc import ContextNet
-from toc_cli.fcid.losses.infonce import infonce, same_caption
+from toc_cli.fcid.losses.infonce import infonce, same_caption, same_clip
 from toc_cli.fcid.losses.reconstruction import reconstruction
 from toc_cli.fcid.masks import both, time_mean
 from toc_cli.fcid.precision import exact
@@ -158,12 +158,17 @@ class FCID(Aligner[FCIDFeatures]):
         return terms
 
     def _second_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
-        """The same second of two fine modalities, against every other second of every clip."""
-        terms = {}
+        """The same second of two fine modalities, against every second of the other clips (or of all)."""
+        excluded, terms = None, {}
+        if self.config.same_clip == "ignored":
+            x = features.general[self.config.fine[0]]
+            excluded = same_clip(comm.rows or len(batch), x.shape[1], x.device)
         for a, b in itertools.combinations(self.config.fine, 2):
             rows = both(batch.seconds(a), batch.seconds(b))
             seconds = features.general[a].flatten(0, 1), features.general[b].flatten(0, 1)
-            terms[f"second_infonce.{a}.{b}"] = self._infonce(*seconds, None if rows is None else rows.flatten(), comm)
+            terms[f"second_infonce.{a}.{b}"] = self._infonce(
+                *seconds, None if rows is None else rows.flatten(), comm, excluded
+            )
         return terms
 
     def _clip_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:

@@ -40,3 +40,9 @@ def infonce(
 def same_caption(caption: Tensor) -> Tensor:
     """(N, N) bool: rows with equal captions."""
     return caption[:, None] == caption[None]
+
+
+def same_clip(clips: int, seconds: int, device: torch.device) -> Tensor:
+    """(N, N) bool: rows of one clip, N = clips * seconds."""
+    clip = torch.arange(clips, device=device).repeat_interleave(seconds)
+    return clip[:, None] == clip[None]
