@@ -121,3 +121,13 @@ def test_data_that_do_not_fit() -> None:
     nothing = Labelled(x, torch.ones(3, 2, dtype=torch.bool), torch.full((3,), -1))
     with pytest.raises(UsageError, match="no labelled clip"):
         fit_clip_probe(nothing, nothing, 2, ProbeConfig())
+
+
+def test_of_equal_epochs_the_better_trained_is_kept() -> None:
+    """Validation clips that are right early on do not stop the training there."""
+    train = labelled(5, per_second=False)
+    val = Labelled(train.x[:4], train.mask[:4], train.y[:4])
+    probes = [fit_clip_probe(train, val, 3, ProbeConfig(epochs=epochs, lr=1e-2)) for epochs in (25, 60)]
+    assert [accuracy(predict_clips(probe, val), val.y) for probe in probes] == [1, 1]
+    early, late = (torch.nn.functional.cross_entropy(probe(val.x, val.mask), val.y).item() for probe in probes)
+    assert late < early / 2

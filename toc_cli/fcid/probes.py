@@ -9,6 +9,7 @@ Features are standardised by the training clips. Shapes: N clips, T seconds, F c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class Probe(nn.Module):
     def standardise_(self, data: Labelled) -> None:
         """Take mean and spread from the valid seconds of the training clips; a constant dimension is left unscaled."""
         rows = data.x[data.mask]
-        spread = rows.std(dim=0)
+        spread = rows.std(dim=0, correction=0)  # defined for a single second too
         self.mean = rows.mean(dim=0)
         self.spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
 
@@ -97,7 +98,7 @@ def fit_clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeCo
     def loss(part: Labelled) -> Tensor:
         return F.cross_entropy(probe(part.x, part.mask), part.y)
 
-    return _fit(probe, train, loss, lambda: accuracy(predict_clips(probe, val), val.y), config)
+    return _fit(probe, train, val, loss, lambda: accuracy(predict_clips(probe, val), val.y), config)
 
 
 def fit_second_probe(train: Labelled, val: Labelled, config: ProbeConfig) -> Probe:
@@ -114,7 +115,7 @@ def fit_second_probe(train: Labelled, val: Labelled, config: ProbeConfig) -> Pro
         probe.threshold = best_thresholds(probabilities[val.mask], val.y[val.mask])
         return segment_f1(probabilities > probe.threshold, val.y, val.mask)
 
-    return _fit(probe, train, loss, score, config)
+    return _fit(probe, train, val, loss, score, config)
 
 
 def _labelled(data: Labelled) -> Labelled:
@@ -126,20 +127,28 @@ def _labelled(data: Labelled) -> Labelled:
 
 
 def _fit(
-    probe: Probe, train: Labelled, loss: Callable[[Labelled], Tensor], score: Callable[[], float], config: ProbeConfig
+    probe: Probe,
+    train: Labelled,
+    val: Labelled,
+    loss: Callable[[Labelled], Tensor],
+    score: Callable[[], float],
+    config: ProbeConfig,
 ) -> Probe:
-    """Adam for `config.epochs`, keeping the state with the best `score` (the first of equals)."""
+    """Adam for `config.epochs`, keeping the state with the best `score`; of equals the one with the lower loss on `val`.
+
+    A few validation clips tie often, and the first of equals is the least trained.
+    """
     probe.standardise_(train)
     optimiser = torch.optim.Adam(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     generator = torch.Generator().manual_seed(config.seed)
-    best, best_state = -torch.inf, {}
+    best, best_state = (-math.inf, -math.inf), {}
     for _ in range(config.epochs):
         for rows in torch.randperm(len(train.x), generator=generator).split(config.batch_size):
             optimiser.zero_grad()
             loss(Labelled(train.x[rows], train.mask[rows], train.y[rows])).backward()
             optimiser.step()
         with torch.no_grad():
-            value = score()
+            value = (score(), -float(loss(val)))
         if value > best:
             best = value
             best_state = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
