@@ -9,11 +9,11 @@ from typing import Any
 
 from toc_cli import __version__
 from toc_cli.errors import InputError, UsageError
-from toc_cli.fcid.data import open_split, split_names
+from toc_cli.fcid.data import Split, open_split, split_names
 from toc_cli.fcid.evaluation import census, forms, generation, pictures, probing, retrieval
 from toc_cli.fcid.evaluation.controls import beaten_by_random
 from toc_cli.fcid.evaluation.forms import Variant
-from toc_cli.fcid.evaluation.options import EvaluateOptions, Progress, silent
+from toc_cli.fcid.evaluation.options import PARTS, EvaluateOptions, Progress, silent
 from toc_cli.fcid.evaluation.reader import Reader
 from toc_cli.fcid.evaluation.sources import Codes, Run, Source
 from toc_cli.fcid.evaluation.tasks import Splits, Trial, trials
@@ -25,6 +25,8 @@ from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser
 
 ARTEFACT = "artefact"
+PROBED = {"classification", "localisation", "transfer"}
+"""Parts that need labels."""
 Pruned = Mapping[str, Quantiser]
 """The codebooks of an artefact, by the key of the tensor they were cut from."""
 
@@ -147,12 +149,12 @@ class Evaluation:
             if trial.val is None and not trial.transfer:
                 text = f"{trial.task.name}: no validation split has these labels; every fifth clip of "
                 self.warnings.append(("held_out", f"{text}{printable(trial.train.name)} validates instead."))
-        if not found and set(self.options.parts) & {"classification", "localisation", "transfer"}:
-            have = ", ".join(map(printable, self.splits.names))
-            raise InputError(
-                f"{self.data.name} has no labels with a train and a test split; its splits are {have or 'none'}.",
-                "Name them, --task LABEL=TRAIN:VAL:TEST, or ask for --part retrieval alone.",
-            )
+        if not found and set(self.options.parts) & PROBED:
+            have = ", ".join(map(printable, self.splits.names)) or "none"
+            text = f"{self.data.name} has no labels with a train and a test split; its splits are {have}."
+            if self.options.parts != PARTS:
+                raise InputError(text, "Name them, --task LABEL=TRAIN:VAL:TEST, or ask for --part retrieval.")
+            self.warnings.append(("no_labels", f"{text} Classification, localisation and transfer are left out."))
         return found
 
     def _scoring_split(self) -> str:
@@ -205,15 +207,12 @@ class Evaluation:
         parts = self.options.parts
         chosen = [t for t in self.trials if ("transfer" if t.transfer else wanted[t.task.kind]) in parts]
         plan = probing.courses(self.reader, chosen, self.modalities)
+        self.warnings += [("no_labelled_clip", text) for text in probing.mute(self.reader, chosen, self.modalities)]
         with self.progress("probing", len(plan) * len(self.variants) * len(self.configs), "probes") as advance:
             return probing.entries(self.reader, plan, self.variants, self.configs, self.options.seed, advance)
 
     def _retrieved(self) -> list[dict[str, Any]]:
-        names = self.options.retrieval_splits or tuple(
-            dict.fromkeys(t.test.name for t in self.trials if t.test.path == self.data)
-        )
-        fallback = [name for name in ("test", "val", self.scoring.name) if name in self.splits.names]
-        opened = [self.splits.open(name) for name in names or fallback[:1]]
+        opened = [self.splits.open(name) for name in self.options.retrieval_splits] or self._tests(transfer=True)
         found = []
         with self.progress("searching", len(opened), "splits") as advance:
             for split in opened:
@@ -231,11 +230,18 @@ class Evaluation:
         if len(names) < 2:
             text = "the run was trained with weights.fine_reconstruction = 0, so it has no decoders"
             return self._no_generation(text if not run.decoded else "it needs two of " + ", ".join(run.decoded))
-        tests = {id(t.test): t.test for t in self.trials if not t.transfer}
+        tests = self._tests(transfer=False)
         part = generation.Generation(run, self.reader, self.scoring, self.configs, self.options.seed)
         with self.progress("generating", len(tests) * len(names) * (len(names) - 1), "pairs") as advance:
-            rows = part.entries(self.trials, self.modalities, self.variants, advance)
+            rows = part.entries(self.trials, tests, self.modalities, self.variants, advance)
         return {"generation": rows, "pictures": self._pictures(run, part, names)}
+
+    def _tests(self, transfer: bool) -> list[Split]:
+        """The test splits of the tasks, with or without those of a transfer; else one by name, else the scoring split."""
+        here = (t for t in self.trials if t.test.path == self.data)
+        own = dict.fromkeys(t.test for t in here if transfer or not t.transfer)
+        named = [name for name in (*_test_names(self.splits.names), "val") if name in self.splits.names]
+        return list(own) or [self.splits.open(named[0]) if named else self.scoring]
 
     def _pictures(self, run: Run, part: generation.Generation, names: Sequence[str]) -> list[dict[str, Any]]:
         first = next((trial for trial in self.trials if not trial.transfer), None)
@@ -250,6 +256,11 @@ class Evaluation:
     def _no_generation(self, reason: str) -> dict[str, Any]:
         self.warnings.append(("no_generation", f"Generation is left out: {reason}."))
         return {"generation": [], "pictures": []}
+
+
+def _test_names(names: Sequence[str]) -> list[str]:
+    """Splits that are tests by name."""
+    return sorted((name for name in names if "test" in name), key=len)
 
 
 def fitting_modalities(data: Path, width: int) -> tuple[str, ...]:

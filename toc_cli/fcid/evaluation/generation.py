@@ -8,7 +8,6 @@ Legend: B clips of a batch, T seconds, D shared width, S specific width, F featu
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.figures import Figure, Ratio, share, summary
 from toc_cli.fcid.evaluation.forms import FULL, Variant
-from toc_cli.fcid.evaluation.probing import aligned, clip_sums, figure, fit, metric, train_and_val
+from toc_cli.fcid.evaluation.probing import aligned, clip_sums, figure, fit, fits, metric, train_and_val
 from toc_cli.fcid.evaluation.reader import Reader
 from toc_cli.fcid.evaluation.sources import BATCH, Run
 from toc_cli.fcid.evaluation.tasks import Trial
@@ -127,6 +126,7 @@ class Generation:
     def entries(
         self,
         trials: Sequence[Trial],
+        tests: Sequence[Split],
         modalities: Sequence[str],
         variants: Sequence[Variant],
         advance: Callable[[int], None],
@@ -134,16 +134,13 @@ class Generation:
         """The record's rows: per test split and pair, error and probes under every variant, and for reference b's own
         codes (with the mean and with its own specific part), and another clip's."""
         names = [name for name in modalities if name in self.run.decoded]
-        by_test: dict[Split, list[Trial]] = defaultdict(list)
-        for trial in trials:
-            if not trial.transfer:
-                by_test[trial.test].append(trial)
+        by_test = {test: [t for t in trials if t.test is test and not t.transfer] for test in tests}
         used = [v for v in variants if self.quantised or v.id == FULL]
         found = []
         for b in names:
             usual = typical(self.run, self.scoring, b)
             for test, own in by_test.items():
-                probes = {t: self.probes(t, b) for t in own if t.task.of(t.train, b) and t.task.of(test, b)}
+                probes = {t: self.probes(t, b) for t in own if self.asked(t, t.train, b) and self.asked(t, test, b)}
                 for a in names:
                     if a != b:
                         found.append(self.entry(a, b, test, usual, probes, used))
@@ -154,6 +151,10 @@ class Generation:
         """Probes of real clips, one per seed."""
         train, val = train_and_val(trial, lambda split: self.real(trial, split, b))
         return [fit(trial.task, train, val, config) for config in self.configs]
+
+    def asked(self, trial: Trial, split: Split, modality: str) -> bool:
+        """Whether a split labels the clips, or the seconds, of a decoded modality."""
+        return fits(self.reader, trial.task, split, modality, ("fine",))
 
     def real(self, trial: Trial, split: Split, b: str) -> Labelled:
         """A split's own clips of b with their labels."""
@@ -226,9 +227,10 @@ class Generation:
         """`error`, and per task what the probes say; labels are those of the modality that the codes come from."""
         found: dict[str, Figure] = {"error": Ratio(np.stack([g.sums for g in made]), share)}
         for trial, own in probes.items():
-            y = trial.task.labels(test, a)
-            if y is None:
+            if not self.asked(trial, test, a):
                 continue
+            y = trial.task.labels(test, a)
+            assert y is not None
             data = [aligned(g.seconds, mask, y) for g in made]
             sums = [clip_sums(trial.task, probe, data[n % len(data)]) for n, probe in enumerate(own)]
             found[trial.task.name] = figure(trial.task, sums)

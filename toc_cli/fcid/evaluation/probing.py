@@ -32,6 +32,7 @@ from toc_cli.fcid.probes import (
     predict_clips,
     predict_seconds,
 )
+from toc_cli.io.names import printable
 
 Levels = tuple[str, ...]
 Target = tuple[Trial, str]
@@ -64,12 +65,34 @@ def courses(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) 
 
 
 def fits(reader: Reader, task: Task, split: Split, modality: str, levels: Levels) -> bool:
-    """Whether the split labels what these levels of the modality say: clips, or as many seconds."""
-    name = task.of(split, modality)
-    if name is None:
+    """Whether the split labels what these levels of the modality say: clips, or as many seconds, of one clip or more."""
+    y = task.labels(split, modality)
+    if y is None:
         return False
-    seconds = max(reader.readings(split, modality)[level].x.shape[1] for level in levels)
-    return task.kind == "clip" or seconds in (1, split.group[name].shape[1])
+    read = [reader.readings(split, modality)[level] for level in levels]
+    seconds = max(reading.x.shape[1] for reading in read)
+    return (task.kind == "clip" or seconds in (1, y.shape[1])) and known(y, read[0].mask)
+
+
+def known(y: Tensor, mask: Tensor) -> bool:
+    """Whether any clip has a label y (N, ...) and a second of mask (N, T)."""
+    return bool((y[mask.any(dim=1)] >= 0).any())
+
+
+def mute(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) -> list[str]:
+    """A sentence per split and modality whose labelled clips all lack that modality."""
+    found = []
+    for trial in trials:
+        for split in (trial.train, trial.test):
+            for modality in modalities:
+                y = trial.task.labels(split, modality)
+                mask = next(iter(reader.readings(split, modality).values())).mask
+                if y is not None and not known(y, mask):
+                    found.append(
+                        f"{printable(trial.task.name)}: no labelled clip of {printable(split.name)} has {modality}; "
+                        "what needs it is left out."
+                    )
+    return list(dict.fromkeys(found))
 
 
 def labelled(
@@ -96,12 +119,14 @@ def rows_of(data: Labelled, rows: np.ndarray) -> Labelled:
 
 
 def train_and_val(trial: Trial, data: Callable[[Split], Labelled]) -> tuple[Labelled, Labelled]:
-    """The clips that train and the clips that validate."""
+    """The clips that train and the clips that validate: held out where no validation clip has label and modality."""
     train = data(trial.train)
-    if trial.val is not None:
-        return train, data(trial.val)
-    first, second = held_out(len(train.x))
-    return rows_of(train, first), rows_of(train, second)
+    val = data(trial.val) if trial.val is not None else None
+    if val is not None and known(val.y, val.mask):
+        return train, val
+    rows = np.flatnonzero((train.y >= 0).reshape(len(train.y), -1).any(dim=1).numpy())
+    first, second = held_out(len(rows))
+    return rows_of(train, rows[first]), rows_of(train, rows[second])
 
 
 def fit(task: Task, train: Labelled, val: Labelled, config: ProbeConfig) -> Probe:

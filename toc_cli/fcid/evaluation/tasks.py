@@ -22,6 +22,8 @@ from toc_cli.io.names import printable
 Kind = Literal["clip", "seconds"]
 HELD_OUT = 5
 """Without a validation split, every fifth training clip validates."""
+MOST_CLASSES = 10_000
+"""A label beyond is taken for a mistake, such as an identifier of the clip."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Task:
         if name is None:
             return None
         values = torch.from_numpy(split.label(name))
+        check_shape(split, name, tuple(values.shape))
         if (values.ndim == 1) != (self.kind == "clip"):
             raise InputError(
                 f"{_at(split, name)} has the shape {tuple(values.shape)}; elsewhere {self.name} labels {self.kind}s.",
@@ -62,6 +65,18 @@ class Task:
                 "Give every split the same attributes 'classes' and 'background'.",
             )
         return values
+
+
+def check_shape(split: Split, name: str, shape: tuple[int, ...]) -> None:
+    """InputError where labels (clips, seconds, ...) name other seconds than the modalities they can belong to have."""
+    own = name.partition(".")[2]
+    lengths = {n: spec.length for n, spec in split.specs.items() if own in ("", n)}
+    if len(shape) > 1 and lengths and shape[1] not in lengths.values():
+        have = ", ".join(f"{printable(n)} {length}" for n, length in lengths.items())
+        raise InputError(
+            f"{_at(split, name)} has the shape {shape}; the seconds (or words) of a clip are: {have}.",
+            "Labels are (clips,), (clips, seconds) or (clips, seconds, classes).",
+        )
 
 
 def _at(split: Split, name: str) -> str:
@@ -216,7 +231,12 @@ def class_count(splits: Sequence[Split], names: Sequence[str]) -> int:
         for name in names:
             if name in split.columns:
                 attribute = split.group[name].attrs.get("classes")
-                top = max(top, int(attribute) if attribute is not None else int(split.label(name).max()) + 1)
+                top = max(top, int(attribute) if attribute is not None else int(split.label(name).max(initial=-1)) + 1)
+    if top > MOST_CLASSES:
+        raise InputError(
+            f"{_at(splits[0], names[0])} has {top:,} classes; a probe learns up to {MOST_CLASSES:,}.",
+            "Labels are small numbers from 0; the attribute 'classes' says how many there are.",
+        )
     return top
 
 
@@ -263,6 +283,8 @@ def _target(splits: Splits, text: str, trial: Trial) -> Split | None:
 
 
 def held_out(clips: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation rows of a split that serves as both."""
+    """Training and validation rows of a split that serves as both; a lone clip is either."""
     validates = np.arange(clips) % HELD_OUT == HELD_OUT - 1
-    return np.flatnonzero(~validates), np.flatnonzero(validates)
+    if clips < HELD_OUT:
+        validates = np.arange(clips) == clips - 1
+    return np.flatnonzero(~validates if clips > 1 else validates), np.flatnonzero(validates)
