@@ -1,4 +1,5 @@
-"""Convert features as AVE and VGGSound publish them to the HDF5 layout that `toc train-fcid` and `toc evaluate` read.
+"""Convert features as AVE and VGGSound publish them to the HDF5 layout that `toc train-fcid` and `toc evaluate` read,
+and checkpoints of the published code to runs of ours.
 
 AVE: a folder with `visual_feature.h5`, `audio_feature.h5` and the like (any `*_feature.h5` is a modality), optionally
 `labels.h5`, and one `*_order.h5` per split with the row numbers of its clips. Each file holds one dataset.
@@ -12,6 +13,15 @@ lacks gets `<modality>_present` 0.
 
     python examples/convert_published.py zips vgg.h5 --modality video=video.zip --modality audio=audio.zip \\
         --split train=train.txt
+
+Checkpoints: a file that the published FCID (or DCID) code saved becomes a run folder, as if `toc train-fcid` had left it:
+
+    python examples/convert_published.py checkpoint published.pt run
+    toc evaluate run ave.h5                              # what its codes can do
+    toc train-fcid ave.h5 -o more --init run             # train it further
+    toc optimize run/model.safetensors --codebook codebook.coarse.embedding --features coarse.h5 --keep 0.5
+
+with the features of the last line written by `toc evaluate run ave.h5 --level coarse --save-features coarse.h5`.
 """
 
 from __future__ import annotations
@@ -23,12 +33,19 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
+import torch
 
+from toc_cli.errors import TocError
+from toc_cli.fcid.convert import convert_published
+from toc_cli.fcid.run_folder import RunFolder
+from toc_cli.fcid.train_config import RunConfig, published_training
 from toc_cli.io.atomic import atomic_file, check_target
+from toc_cli.io.checkpoint import open_checkpoint
 
 NAMES = {"visual": "video"}  # AVE's word for it
 ROWS = 16  # clips copied at a time
@@ -171,6 +188,27 @@ def write_zip(zipped: zipfile.ZipFile, clips: list[str], group: h5py.Group, moda
     group[f"{modality}_present"] = np.array([clip in shapes for clip in clips], np.int8)
 
 
+def convert_checkpoint(path: Path, run: Path, length: int, size: tuple[int, int], codebook: str) -> None:
+    """The run folder of a published checkpoint; what the file lacks (an encoder alone) keeps its initial weights."""
+    checkpoint = open_checkpoint(path)
+    state = {".".join((*info.section, info.name)): checkpoint.get(info.key) for info in checkpoint.infos.values()}
+    found = convert_published(state, length=length, spatial=size, codebook=codebook)
+    double = next(found.model.parameters()).dtype == torch.float64
+    train = replace(published_training(), precision="float64" if double else "float32")
+    folder = RunFolder(run)
+    folder.create(settings := RunConfig(found.model.config, train).table())
+    folder.write_model(found.model, settings)
+    for what, names in (("not in the checkpoint, so as initialised", found.fresh), ("not needed", found.unused)):
+        if names:
+            print(f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}.")
+
+
+def map_size(text: str) -> tuple[int, int]:
+    """`7x7` as (7, 7)."""
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
 def pairs(values: list[str]) -> dict[str, Path]:
     """`name=path` arguments as a dictionary."""
     for value in values:
@@ -189,14 +227,31 @@ def main() -> None:
     zips.add_argument("output", type=Path)
     zips.add_argument("--modality", action="append", required=True, metavar="NAME=ZIP")
     zips.add_argument("--split", action="append", required=True, metavar="NAME=LIST")
+    checkpoint = commands.add_parser("checkpoint", help="a checkpoint of the published code, as a run")
+    checkpoint.add_argument("checkpoint", type=Path)
+    checkpoint.add_argument("output", type=Path, help="folder of the run")
+    checkpoint.add_argument("--length", type=int, default=10, help="seconds of a clip (10)")
+    checkpoint.add_argument("--map", type=map_size, default=(7, 7), help="height x width of the video maps (7x7)")
+    checkpoint.add_argument("--codebook", default="", help="prefix of the codebook, where the encoder holds several")
     arguments = parser.parse_args()
+    try:
+        convert(arguments)
+    except TocError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"Wrote {arguments.output}.")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    if arguments.layout == "checkpoint":
+        options = arguments.length, arguments.map, arguments.codebook
+        convert_checkpoint(arguments.checkpoint, arguments.output, *options)
+        return
     check_target(arguments.output)
     with atomic_file(arguments.output) as temporary, h5py.File(temporary, "w") as target:
         if arguments.layout == "ave":
             convert_ave(arguments.folder, target)
         else:
             convert_zips(pairs(arguments.modality), pairs(arguments.split), target)
-    print(f"Wrote {arguments.output}.")
 
 
 if __name__ == "__main__":

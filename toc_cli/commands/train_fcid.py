@@ -35,6 +35,9 @@ def train_fcid(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting, model.width=64; repeatable.")
     ] = None,
     device: flags.Device = "auto",
+    init: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Start from the weights of this run (or its model.safetensors).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN, bit for bit.")] = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -59,7 +62,9 @@ def train_fcid(
         overrides = merge(overrides, assignment(text))
     sink = Output(as_json, quiet)
     with watching(sink) as watcher:
-        summary = train(data, output, config=config, overrides=overrides, resume=resume, device=device, watcher=watcher)
+        summary = train(
+            data, output, config=config, overrides=overrides, init=init, resume=resume, device=device, watcher=watcher
+        )
     if summary.writes:
         sink.result(summary.record(output), summary_table(summary, output))
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from toc_cli.errors import UsageError
 from toc_cli.fcid.comm import Comm, current_comm
 from toc_cli.fcid.data import open_split, split_names
-from toc_cli.fcid.run_folder import RunFolder
+from toc_cli.fcid.run_folder import RunFolder, load_model
 from toc_cli.fcid.settings import merge, read_settings
 from toc_cli.fcid.train_config import RunConfig, run_config
 from toc_cli.fcid.trainer import Summary, Trainer, Watcher
@@ -26,6 +27,7 @@ def train(
     *,
     config: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    init: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
     watcher: Watcher | None = None,
@@ -33,13 +35,19 @@ def train(
     """Train a model on the paired features of `data` and leave it in the folder `output`.
 
     `config` is a TOML or YAML file with the tables `[model]` and `[train]`; `overrides`, tables of the same form, go before
-    it; the profile gives the rest. With `resume` the run in `output` goes on, its own settings being the base.
+    it; the profile gives the rest. `init` is a run (or its model.safetensors) to start from: its weights, and its model's
+    settings as the base. With `resume` the run in `output` goes on, its own settings being the base.
     Under torchrun this process is one of several that train together.
     """
     folder, watcher = RunFolder(output), watcher or Watcher()
     if not resume:
         folder.require_new()
-    settings = settings_of(folder, config, overrides or {}, resume)
+    elif init is not None:
+        raise UsageError(
+            "--resume goes on with the weights of the run itself.", "Leave out --init, or name a new folder."
+        )
+    begun, base = initial_of(init) if init is not None else (None, {})
+    settings = settings_of(folder, config, overrides or {}, resume, base)
     options, names = settings.train, settings.model.modalities
     split = open_split(data, options.train_split, names, options.shuffle_buffer)
     validation = None
@@ -48,14 +56,28 @@ def train(
     with processes(device) as (comm, place):
         if validation is None and comm.rank == 0:
             watcher.on_warning(f"The data has no split {options.val_split!r}: the model of the last epoch is kept.")
-        trainer = Trainer(settings, split, folder, validation=validation, device=place, comm=comm, watcher=watcher)
+        trainer = Trainer(
+            settings, split, folder, validation=validation, device=place, comm=comm, watcher=watcher, initial=begun
+        )
         return trainer.fit(resume=resume)
 
 
-def settings_of(folder: RunFolder, config: str | Path | None, overrides: Mapping[str, Any], resume: bool) -> RunConfig:
-    """The settings of a run: those of `config` (or of the run to resume), then `overrides`."""
+def settings_of(
+    folder: RunFolder,
+    config: str | Path | None,
+    overrides: Mapping[str, Any],
+    resume: bool,
+    base: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The settings of a run: `base`, those of `config` (or of the run to resume), then `overrides`."""
     tables = read_settings(Path(config)) if config else folder.settings() if resume else {}
-    return run_config(merge(tables, overrides))
+    return run_config(merge(merge(base or {}, tables), overrides))
+
+
+def initial_of(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a run's model, and the settings that build it: how it was trained is not taken over."""
+    model, config = load_model(path)
+    return model.state_dict(), {"model": config.table()["model"]}
 
 
 @contextmanager

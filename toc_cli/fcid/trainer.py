@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toc_cli.errors import InputError, OutputError, UsageError, missing_extra
-from toc_cli.fcid.aligner import StepLosses
+from toc_cli.fcid.aligner import StepLosses, load_into
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.data import BatchPlan, Split, load_batches
@@ -76,7 +76,8 @@ class Summary:
 
 
 class Trainer:
-    """One run of `config` on `split`, written to `folder`; `validation` picks the best epoch.
+    """One run of `config` on `split`, written to `folder`; `validation` picks the best epoch, `initial` are the weights to
+    start from.
 
     Under torchrun every rank makes one, with the communicator of its process group.
     """
@@ -91,6 +92,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         comm: Comm | None = None,
         watcher: Watcher | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.split, self.validation, self.folder = config, split, validation, folder
         self.device, self.comm = torch.device(device), comm or Comm()
@@ -114,6 +116,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train.seed)
             self.model = build_model(config.model, split.specs)
+        self._begun = initial is not None
+        if initial is not None:
+            load_into(self.model, initial)
         self.model.to(self.device, DTYPES[train.precision])
         if train.compile:
             self.model.compile_blocks()
@@ -134,6 +139,8 @@ class Trainer:
             self._take_up()
         elif self._writes:
             self.folder.create(self.config.table())
+            if self._begun:
+                self._save(must=True)  # a run stopped before its first save would resume without those weights
         if self._board_class and self._writes:
             self._board = self._board_class(str(self.folder.path))
         self._saved_at = self._stepped_at = time.monotonic()
