@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from fcid.golden_case import Case, cases
 from toc_cli.errors import InputError
 from toc_cli.fcid.convert import BUFFERS, convert_published
+from toc_cli.fcid.run_folder import load_model
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,17 @@ def test_what_does_not_fit(state: dict[str, Tensor]) -> None:
     cut = state | {"Encoder.va2vat.linear.weight": torch.zeros(3, 256)}
     with pytest.raises(InputError, match=r"va2vat.linear.weight has the shape \(3, 256\)"):
         convert_published(cut)
+
+
+def test_the_example_makes_a_run_of_a_checkpoint(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(
+        {"Encoder_parameters": {n.removeprefix("Encoder."): t for n, t in state.items()}}, tmp_path / "published.pt"
+    )
+    program = Path(__file__).parents[2] / "examples" / "convert_published.py"
+    command = [sys.executable, str(program), "checkpoint", str(tmp_path / "published.pt"), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    model, config = load_model(tmp_path / "run")
+    assert config.train.precision == "float64"
+    ours = convert_published({n.removeprefix("Encoder."): t for n, t in state.items()}).model.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in model.state_dict().items())

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fcid.tiny import tiny_config, tiny_data
 from toc_cli.commands import app
 from toc_cli.errors import InputError, UsageError
-from toc_cli.fcid.run_folder import RunFolder
+from toc_cli.fcid.run_folder import RunFolder, load_model
 from toc_cli.fcid.settings import assignment, merge, to_toml
 
 SMALL = ["--set", "model.width=8", "--set", "model.heads=2", "--set", "model.codebook.size=6", "--batch-size", "6"]
@@ -58,6 +59,33 @@ def test_published_and_uniform(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "tiny.h5", words=4)
     flags = ["--profile", "published", "--alignment", "uniform", "--epochs", 1, "--json"]
     assert json.loads(toc(data, "-o", tmp_path / "run", *SMALL, *flags))["steps"] == 5
+
+
+def test_init_starts_from_the_weights_of_a_run(data: Path, tmp_path: Path) -> None:
+    toc(data, "-o", tmp_path / "first", *SMALL, "--epochs", 2, "-q")
+    toc(
+        data,
+        "-o",
+        tmp_path / "second",
+        "--init",
+        tmp_path / "first",
+        "--epochs",
+        1,
+        "--lr",
+        1e-9,
+        "--batch-size",
+        6,
+        "-q",
+    )
+    first, second = (load_model(tmp_path / name)[0].state_dict() for name in ("first", "second"))
+    trained = [name for name in first if name.startswith("encoder") and name.endswith("weight")]
+    assert trained
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in trained)
+    toc(data, "-o", tmp_path / "fresh", *SMALL, "--epochs", 1, "--lr", 1e-9, "-q")
+    fresh = load_model(tmp_path / "fresh")[0].state_dict()
+    assert not all(torch.allclose(first[name], fresh[name], atol=1e-5) for name in trained)
+    with pytest.raises(UsageError, match="Leave out --init"):
+        toc(data, "-o", tmp_path / "second", "--init", tmp_path / "first", "--resume")
 
 
 @pytest.mark.parametrize(
