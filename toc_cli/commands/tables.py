@@ -109,13 +109,19 @@ def tokens_table(done: dict[str, Any]) -> Table:
 
 
 def bench_tables(found: dict[str, Any]) -> list[RenderableType]:
-    """One table: a row per measured thing (a single one stands upright); seconds and bytes in readable units."""
+    """One table: a row per measured thing (a single one stands upright); seconds and bytes in readable units.
+
+    The search has a table for each shape, what only our own has below it, so that 80 columns hold it.
+    """
     about = [
         f"{key.replace('_', ' ')} {value}"
         for key, value in found.items()
         if isinstance(value, str | int) and key != "bench"
     ]
     title = Text(" · ".join([f"toc bench {found['bench']}", *about]))
+    if any("shape" in row for row in found["rows"]):
+        shapes = dict.fromkeys(row["shape"] for row in found["rows"])
+        return [title, *(part for shape in shapes for part in _search_table(shape, found["rows"]))]
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = list(dict.fromkeys(field for row in found["rows"] for field in row))
     if len(found["rows"]) == 1:
@@ -126,14 +132,29 @@ def bench_tables(found: dict[str, Any]) -> list[RenderableType]:
     for column in columns:
         words = any(isinstance(row.get(column), str) for row in found["rows"])
         table.add_column(Text(column.replace("_", " ")), justify="left" if words else "right")
-    before = None
     for row in found["rows"]:
-        first = row.get(columns[0])
-        if before is not None and first != before and "method" in columns:
-            table.add_row()
-        before = first
         table.add_row(*(Text(_measured(column, row.get(column))) for column in columns))
     return [table]
+
+
+def _search_table(shape: str, rows: list[dict[str, Any]]) -> list[RenderableType]:
+    """The searches of one shape (N x K x D) beside each other, and what our own left uncertain."""
+    table = Table(title=Text(f"\n{shape}"), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in ("method", "time", "x floor", "x toc", "wrong", "memory"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    notes: list[RenderableType] = []
+    for row in (row for row in rows if row["shape"] == shape):
+        wrong = f"{row['mismatches']:,} of {row['compared']:,}" if "mismatches" in row else "–"
+        times = [_measured(column, row.get(column)) for column in ("seconds", "x_floor", "x_toc")]
+        table.add_row(*map(Text, (row["method"], *times, wrong, _measured("bytes", row.get("extra_bytes")))))
+        if "rechecked_share" in row:
+            coarse = (
+                f"{row['doubtful_share']:.2%} go from the 16-bit pass to float32; " if row["doubtful_share"] else ""
+            )
+            taken = _measured("seconds", row["recheck_seconds"])
+            checked = f"{row['rechecked_share']:.2%} of the rows are compared in float64, in {taken}."
+            notes.append(Text(f"toc: {coarse}{checked}", style="dim"))
+    return [table, *notes]
 
 
 def _measured(column: str, value: Any) -> str:
