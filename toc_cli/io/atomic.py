@@ -20,10 +20,13 @@ def check_target(target: Path, *, force: bool = False, inputs: Iterable[Path] = 
     folder = target.parent
     if not folder.is_dir():
         raise OutputError(
-            f"The output folder {printable(folder)} does not exist.", "Create it, or name another with -o."
+            f"{printable(target)} could not be written: its folder does not exist.",
+            "Create it, or name another output.",
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"The output folder {printable(folder)} is not writable.", "Name another with -o.")
+        raise OutputError(
+            f"{printable(target)} could not be written: its folder is not writable.", "Name another output."
+        )
     for source in inputs:
         if target.exists() and source.exists() and target.samefile(source):
             raise UsageError(f"{printable(target)} is an input and is never written.", "Name another output with -o.")
