@@ -81,6 +81,11 @@ def test_init_starts_from_the_weights_of_a_run(data: Path, tmp_path: Path) -> No
     trained = [name for name in first if name.startswith("encoder") and name.endswith("weight")]
     assert trained
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in trained)
+    books = [name for name in first if name.endswith(".embedding")]
+    assert books
+    for name in books:  # five steps of decay 0.99 away, not drawn anew from the first batch
+        moved = (second[name] - first[name]).norm() / first[name].norm()
+        assert moved < 0.2, name
     toc(data, "-o", tmp_path / "fresh", *SMALL, "--epochs", 1, "--lr", 1e-9, "-q")
     fresh = load_model(tmp_path / "fresh")[0].state_dict()
     assert not all(torch.allclose(first[name], fresh[name], atol=1e-5) for name in trained)

@@ -219,6 +219,8 @@ def test_forms_that_change_tokens_warn_of_models_trained_on_them(here: Path) -> 
     warned = toc(*arguments, "--emit", "codebook", "--emit", "masked", cwd=here)
     assert "of the tokens change in the masked form: a language model" in warned.err
     assert "language model" not in toc(*arguments, cwd=here).err
+    drawn = toc(*arguments[:-1], "--emit", "masked", cwd=here)
+    assert (drawn.out.count("language model"), drawn.err.count("language model")) == (1, 0)
     assert "language model" not in toc(*arguments, "--emit", "masked", "--keep", "100%", cwd=here).err
 
 

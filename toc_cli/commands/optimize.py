@@ -89,9 +89,9 @@ def optimize(
         sink.warn(warning["text"])
     if not dry_run:
         plan.write(verify=verify)
-    for text in plan.token_warnings:
-        sink.warn(text)
     if plan.ranks.writes:
+        for text in plan.token_warnings if quiet or as_json else ():  # the verdict that is drawn says it
+            sink.warn(text)
         sink.result(plan.record, *plan_parts(plan, dry_run))
         for hint in plan.load_hints if "sliced" in options.emit else ():
             sink.say(f"To load the sliced file: {hint}")
