@@ -15,9 +15,10 @@ import torch
 
 Array: TypeAlias = np.ndarray | torch.Tensor
 
-_lock = threading.RLock()
-_depth = 0
+_lock = threading.Lock()
+_inside = 0
 _threads_outside = 1
+_thread = threading.local()
 
 
 def float64(x: Array) -> np.ndarray:
@@ -31,20 +32,25 @@ def float64(x: Array) -> np.ndarray:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread inside: a product's summation order would otherwise follow the thread count."""
-    global _depth, _threads_outside
+    """Run torch on one thread inside: a product's summation order would otherwise follow the thread count.
+
+    Torch counts per calling thread, and a new thread begins with what the last call anywhere set. So each caller gets its own
+    number back, and one that first met torch while another was inside gets the number from before.
+    """
+    global _inside, _threads_outside
     with _lock:
-        if _depth == 0:
+        if _inside == 0:
             _threads_outside = torch.get_num_threads()
-        _depth += 1
+        own = torch.get_num_threads() if _inside == 0 or hasattr(_thread, "known") else _threads_outside
+        _thread.known = True
+        _inside += 1
         torch.set_num_threads(1)
     try:
         yield
     finally:
         with _lock:
-            _depth -= 1
-            if _depth == 0:
-                torch.set_num_threads(_threads_outside)
+            _inside -= 1
+            torch.set_num_threads(own)
 
 
 def aligned(x: Array) -> torch.Tensor:

@@ -187,7 +187,7 @@ class Codebook:
         self.task = _Search(
             codes=matrix, dims=d, mu=self.mu.data_ptr(), code_norms=self.norms.data_ptr(), metric=METRIC_NUMBER[metric], isa=isa
         )  # fmt: skip
-        self._run(self.library.toc_frame, 0)
+        self._run(self.library.toc_frame, self.task, 0)
         radius, longest = self.task.radius, self.task.longest
         if not math.isfinite(radius + longest):
             check_finite("codebook", codes, columns, first)
@@ -200,78 +200,89 @@ class Codebook:
             setattr(self.task, name, getattr(around, name))
         self.has_coarse = bool(self.library.toc_has_coarse(isa)) and math.isfinite(radius)
         self.panel = self.bias = self.coarse_panel = self.coarse_bias = torch.empty(0)
+        self._packing = threading.Lock()
 
     def search(
         self, x: Tensor, kept: Tensor | None, reach: float, out: tuple[Tensor, Tensor, Tensor], row: int
     ) -> Found:
-        """`search` within this codebook, into `out`: index, best, second. `row` is the number of the first row, for errors."""
+        """`search` within this codebook, into `out`: index, best, second. `row` is the number of the first row, for errors.
+
+        Any number of threads may search at once: each has its own `_Search`, and shares only what packing has written.
+        """
         if not _direct(x):
             x, kept = (x if kept is None else x.index_select(1, kept)).float(), None
-        n, task, (index, best, second) = len(x), self.task, out
-        task.x, self.row_offsets = _matrix(x, kept)
+        n, (index, best, second) = len(x), out
+        coarse = self.has_coarse and reach != math.inf and (n >= COARSE_ROWS or len(self.coarse_panel) > 0)
+        if coarse:
+            self._pack_coarse()
+        task = _Search.from_buffer_copy(self.task)
+        task.x, _offsets = _matrix(x, kept)  # C reads the offsets until the search ends
         lists = [torch.empty(n, dtype=kind) for kind in (torch.int32, torch.int32, torch.float32)]
         task.index, task.open_rows, task.open_floor = (part.data_ptr() for part in (index, *lists[1:]))
         task.best, task.second = (best.data_ptr(), second.data_ptr()) if len(best) else (None, None)
         task.reach, task.doubtful_count, task.open_count, task.overflow_count = reach, 0, 0, 0
-        coarse = self.has_coarse and reach != math.inf and (n >= COARSE_ROWS or len(self.coarse_panel) > 0)
         task.doubtful = lists[0].data_ptr() if coarse else None
         if coarse:
-            self._pack_coarse()
-            self._run(self.library.toc_scan_coarse, n)
+            self._run(self.library.toc_scan_coarse, task, n)
         fine = task.doubtful_count if coarse else n
         if fine:
             self._pack_fine()
-            self._run(self.library.toc_scan_fine, fine)
+            task.panel, task.bias = self.panel.data_ptr(), self.bias.data_ptr()
+            self._run(self.library.toc_scan_fine, task, fine)
         if task.overflow_count:
             check_finite("features", x, kept, row)
         began = time.perf_counter()
         if task.open_count:
             twin, has_twin = self._twins(task.open_count / n)
             task.twin = None if twin is None else twin.data_ptr()
-            self._run(self.library.toc_recheck, task.open_count)
+            self._run(self.library.toc_recheck, task, task.open_count)
             if has_twin is not None and len(second):
                 second.copy_(torch.where(has_twin[index], best, second))
         return Found(index, best, second, task.open_count, time.perf_counter() - began, fine if coarse else 0)
 
     def _pack_fine(self) -> None:
-        if len(self.panel):
-            return
-        k, task = len(self.codes), self.task
-        self.panel = torch.empty(self.library.toc_panel_words(k, task.dims), dtype=torch.float32)
-        self.bias = torch.empty(self.library.toc_padded_codes(k), dtype=torch.float32)
-        task.panel, task.bias = self.panel.data_ptr(), self.bias.data_ptr()
-        self._run(self.library.toc_pack_fine, 1)
+        with self._packing:
+            if len(self.panel):
+                return
+            k, task = len(self.codes), self.task
+            panel = torch.empty(self.library.toc_panel_words(k, task.dims), dtype=torch.float32)
+            bias = torch.empty(self.library.toc_padded_codes(k), dtype=torch.float32)
+            task.panel, task.bias = panel.data_ptr(), bias.data_ptr()
+            self._run(self.library.toc_pack_fine, task, 1)
+            self.panel, self.bias = panel, bias
 
     def _pack_coarse(self) -> None:
-        if len(self.coarse_panel):
-            return
-        k, task = len(self.codes), self.task
-        self.coarse_panel = torch.empty(self.library.toc_panel_words(k, (task.dims + 1) // 2), dtype=torch.int32)
-        self.coarse_bias = torch.empty(self.library.toc_padded_codes(k), dtype=torch.float64)
-        task.coarse_panel, task.coarse_bias = self.coarse_panel.data_ptr(), self.coarse_bias.data_ptr()
-        task.coarse_rest, reach = 0.0, task.radius * task.scale
-        task.coarse_gain = min(COARSE_REACH / reach, 2.0**60) if reach else 1.0
-        self._run(self.library.toc_pack_coarse, 1)
+        with self._packing:
+            if len(self.coarse_panel):
+                return
+            k, task = len(self.codes), self.task
+            panel = torch.empty(self.library.toc_panel_words(k, (task.dims + 1) // 2), dtype=torch.int32)
+            bias = torch.empty(self.library.toc_padded_codes(k), dtype=torch.float64)
+            task.coarse_panel, task.coarse_bias = panel.data_ptr(), bias.data_ptr()
+            task.coarse_rest, reach = 0.0, task.radius * task.scale
+            task.coarse_gain = min(COARSE_REACH / reach, 2.0**60) if reach else 1.0
+            self._run(self.library.toc_pack_coarse, task, 1)
+            self.coarse_panel, self.coarse_bias = panel, bias
 
     def _twins(self, share: float) -> tuple[Tensor | None, Tensor | None]:
         """`twins` of the codes, once so many rows are open that leaving equal codes out may pay."""
         return twins(self.codes, self.columns) if share > MANY_OPEN else (None, None)
 
-    def _run(self, work: Callable[[_Search], None], rows: int) -> None:
+    def _run(self, work: Callable[[_Search], None], task: _Search, rows: int) -> None:
         """The work on as many threads as torch uses; they share it through the task's counter."""
-        self.task.next = self.task.failed = 0
-        size = rows * len(self.codes) * self.task.dims
+        task.next = task.failed = 0
+        size = rows * len(self.codes) * task.dims
         count = min(torch.get_num_threads(), 1 + size // INLINE_WORK)
-        threads = [threading.Thread(target=work, args=(self.task,)) for _ in range(count - 1)]
+        threads = [threading.Thread(target=work, args=(task,)) for _ in range(count - 1)]
         try:
             for thread in threads:
                 thread.start()
-            work(self.task)
+            work(task)
         finally:  # an interrupt must not free what the others still write to
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
-        if self.task.failed:
+        if task.failed:
             raise MemoryError("The nearest-code search got no memory for its tiles.")
 
 
