@@ -23,6 +23,9 @@ Layout = Annotated[
     str | None, typer.Option(metavar="AXES", help="Axis order of --codebook: KD, DK, HKD, KHD, LKD, '(HK)D,H=2', ….")
 ]
 Metric = Annotated[str | None, typer.Option(help="euclidean, cosine or dot, where the file cannot say.")]
+Assume = Annotated[
+    bool, typer.Option("--assume", help="Take a reading that is only assumed for true: offers the edited checkpoints.")
+]
 Modality = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Use only these datasets; repeatable.")]
 ChannelAxis = Annotated[
     int | None, typer.Option(help="Axis of the feature dimensions: 1 for (N, C, H, W). Default: the last.")

@@ -19,6 +19,7 @@ def inspect(
     codebook: flags.Codebook = None,
     layout: flags.Layout = None,
     metric: flags.Metric = None,
+    assume: flags.Assume = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -27,7 +28,9 @@ def inspect(
     from toc_cli.commands.tables import inspect_tables
     from toc_cli.pipeline import inspect_checkpoint
 
-    found = inspect_checkpoint(checkpoint, codebook=codebook, layout=layout, metric=metric, numbers=numbers)
+    found = inspect_checkpoint(
+        checkpoint, codebook=codebook, layout=layout, metric=metric, assume=assume, numbers=numbers
+    )
     sink = Output(as_json, quiet)
     for book in found["codebooks"]:
         for warning in book["warnings"]:

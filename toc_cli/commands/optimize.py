@@ -46,6 +46,7 @@ def optimize(
     codebook: flags.Codebook = None,
     layout: flags.Layout = None,
     metric: flags.Metric = None,
+    assume: flags.Assume = False,
     modality: flags.Modality = None,
     channel_axis: flags.ChannelAxis = None,
     space: flags.Space = "auto",
@@ -77,7 +78,7 @@ def optimize(
 
     options = Options(
         keep=keep, criterion=criterion, weights=parse_weights(weights), normalize=normalize, ratio=ratio,
-        codebook=codebook, layout=layout, metric=metric, modalities=tuple(modality or ()), channel_axis=channel_axis,
+        codebook=codebook, layout=layout, metric=metric, assume=assume, modalities=tuple(modality or ()), channel_axis=channel_axis,
         space=space, max_memory=parse_bytes(max_memory), eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep,
         max_distortion=max_distortion, min_agreement=min_agreement, emit=parse_modes(emit),
         device=device, seed=seed,

@@ -100,7 +100,7 @@ def check_checkpoint(
         copied = after.infos.get(key)
         if copied is None or copied.dtype != info.dtype or (same_shape and copied.shape != info.shape):
             raise OutputError(f"{target.name}: {printable(key)} came out as {copied}.", "Please report this.")
-    books = detect(after, codebook=options.codebook, layout=options.layout, metric=options.metric)
+    books = detect(after, **options.reading)
     if len(books) != len(chosen):
         raise OutputError(f"{target.name} holds {len(books)} codebooks, {len(chosen)} went in.", "Please report this.")
     for (_, choice), found, (fit, x) in zip(chosen, sources(after, books), samples, strict=True):
@@ -158,7 +158,7 @@ def verify_in_library(
     from toc_cli.libraries import run
 
     after = open_checkpoint(target)
-    book = detect(after, codebook=options.codebook, layout=options.layout, metric=options.metric)[id]
+    book = detect(after, **options.reading)[id]
     fit, x = sample
     wanted = form_for(source.full if mode == "consumer" else choice.form, fit).lookup(x)
     given = _in_kept_space(choice, x) if mode == "sliced" and not fit.projected else x

@@ -22,11 +22,12 @@ def inspect_checkpoint(
     codebook: str | None = None,
     layout: str | None = None,
     metric: str | None = None,
+    assume: bool = False,
     numbers: bool = False,
 ) -> dict[str, Any]:
     """Every codebook of a checkpoint, JSON-able. `numbers` also reads the tensors: effective rank and mean code cosine."""
     ckpt = open_checkpoint(path)
-    books = detect(ckpt, codebook=codebook, layout=layout, metric=metric)
+    books = detect(ckpt, codebook=codebook, layout=layout, metric=metric, assume=assume)
     found = [_describe(ckpt, id, book) for id, book in enumerate(books)]
     if numbers:
         for entry, book in zip(found, books, strict=True):
@@ -41,6 +42,7 @@ def _describe(ckpt: Checkpoint, id: int, book: Codebook) -> dict[str, Any]:
         "key": book.label,
         "keys": [list(level) for level in book.keys],
         "family": book.family,
+        "evidence": book.evidence,
         "levels": book.levels,
         "heads": book.heads,
         "num_codes": list(book.num_codes),

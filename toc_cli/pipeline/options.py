@@ -38,6 +38,8 @@ class Options:
     codebook: str | None = None
     layout: str | None = None
     metric: str | None = None
+    assume: bool = False
+    """Take readings that are assumed for true: the edited checkpoints are then offered."""
     modalities: tuple[str, ...] = ()
     channel_axis: int | None = None
     space: Literal["auto", "codebook"] = "auto"
@@ -74,6 +76,11 @@ class Options:
             raise UsageError(f"--seed {self.seed} is negative.", "Use a whole number from 0.")
         if self.eval_rows is not None and self.eval_rows < 1:
             raise UsageError(f"--eval-rows {self.eval_rows} measures nothing.", "Use a count from 1, or all.")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the user says of how the checkpoint is read: the arguments of `detect`."""
+        return {"codebook": self.codebook, "layout": self.layout, "metric": self.metric, "assume": self.assume}
 
     def as_record(self) -> dict[str, Any]:
         """The options as the record keeps them: what changes a result, not where or how fast it was computed."""

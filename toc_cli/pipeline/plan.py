@@ -180,7 +180,7 @@ def plan_optimization(
     started = time.perf_counter()
     ranks = from_environment()
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    books = sources(ckpt, detect(ckpt, codebook=options.codebook, layout=options.layout, metric=options.metric))
+    books = sources(ckpt, detect(ckpt, **options.reading))
     for source in books:
         _refuse_criterion(source, options.criterion)
         parse_keep(options.keep, source.full.dim)

@@ -257,7 +257,10 @@ def test_names_that_hold_nothing_but_codebooks(name: str) -> None:
     ckpt = checkpoint({"encoder.weight": (8, 6), name: (16, 6), "decoder.weight": (6, 8)})
     (codebook,) = detect(ckpt)
     assert (codebook.label, codebook.num_codes, codebook.dim, codebook.metric) == (name, (16,), 6, "euclidean")
-    assert offered(ckpt, codebook) == {"codebook", "masked"}
+    assert codebook.evidence == "assumed"
+    assert any("assumed" in note for note in codebook.warnings)
+    assert offered(ckpt, codebook) == {"codebook"}
+    assert offered(ckpt, *detect(ckpt, assume=True)) == {"codebook", "masked"}
     assert any("--metric" in note for note in codebook.warnings)
 
 

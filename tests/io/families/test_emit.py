@@ -144,7 +144,7 @@ LAYOUTS = {
 def test_every_layout_is_masked_where_it_lies(layout: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     ckpt = MemoryCheckpoint({"table": torch.randn(shape)})
-    codebook = generic.table(ckpt, "table", layout=layout, metric="euclidean")
+    codebook = replace(generic.table(ckpt, "table", layout=layout, metric="euclidean"), granted=True)
     assert (codebook.num_codes[0], codebook.dim) == (12, 6)
     heads = codebook.heads if codebook.own_dims_per_head else 1
     kept = torch.stack([torch.randperm(6)[:3].sort().values for _ in range(heads)]).expand(codebook.heads, 3)[None]
@@ -180,7 +180,7 @@ def test_weight_norm_is_cut_through_the_weight(spelling: object, mode: str) -> N
         Site(f"before.{direction}", 0, "producer", bias="before.bias", norm=norm),  # type: ignore[arg-type]
         Site(f"after.{direction}", 1, "consumer", bias="after.bias", norm=norm),  # type: ignore[arg-type]
     )
-    codebook = replace(generic.table(ckpt, "table", metric="euclidean"), sites=sites, refusals={})
+    codebook = replace(generic.table(ckpt, "table", metric="euclidean"), sites=sites, refusals={}, granted=True)
     kept, fill = torch.tensor([[[0, 2, 5]]]), torch.randn(1, 1, 6).double()
     edited = emit.edits(ckpt, codebook, mode, kept=kept, fill=fill).tensors  # type: ignore[arg-type]
     x, tokens = torch.randn(2, 4, 8), torch.randint(0, 9, (2, 8))
@@ -211,7 +211,7 @@ def test_a_channel_that_loses_all_its_weight_is_zero_not_nan() -> None:
     ckpt = MemoryCheckpoint(tensors)
     key = "parametrizations.weight.original1"
     sites = (Site("table", 1, "codes", 0), Site(key, 1, "consumer", bias="bias", norm="original0"))
-    codebook = replace(generic.table(ckpt, "table"), sites=sites, refusals={})
+    codebook = replace(generic.table(ckpt, "table"), sites=sites, refusals={}, granted=True)
     kept, fill = torch.tensor([[[0, 1]]]), torch.zeros(1, 1, 4).double()
     for mode, width in (("sliced", 2), ("consumer", 4)):
         edited = emit.edits(ckpt, codebook, mode, kept=kept, fill=fill).tensors  # type: ignore[arg-type]
@@ -234,7 +234,7 @@ def test_a_transposed_convolution_and_a_concatenation_fold_the_constant() -> Non
         Site("up.weight", 0, "consumer", bias="up.bias"),
         Site("joined.weight", 1, "consumer", offset=3, bias="joined.bias"),
     )
-    codebook = replace(generic.table(ckpt, "table"), sites=sites, refusals={})
+    codebook = replace(generic.table(ckpt, "table"), sites=sites, refusals={}, granted=True)
     kept, fill = torch.tensor([[[1, 3]]]), torch.randn(1, 1, 4).float().double()
     edited = emit.edits(ckpt, codebook, "sliced", kept=kept, fill=fill).tensors
     tokens, other = torch.randint(0, 9, (2, 5, 5)), torch.randn(2, 3, 5, 5)
@@ -257,7 +257,9 @@ def test_a_constant_that_cannot_fold_is_refused() -> None:
         Site("after.weight", 1, "consumer", bias="after.bias", folds=False),
         Site("after.weight", 1, "consumer"),
     ):
-        codebook = replace(generic.table(ckpt, "table"), sites=(Site("table", 1, "codes", 0), site), refusals={})
+        codebook = replace(
+            generic.table(ckpt, "table"), sites=(Site("table", 1, "codes", 0), site), refusals={}, granted=True
+        )
         with pytest.raises(UsageError, match=r"does not fold into after\.weight exactly. Use --fill zero"):
             emit.edits(ckpt, codebook, "consumer", kept=kept, fill=fill)
         zero = emit.edits(ckpt, codebook, "consumer", kept=kept, fill=fill * 0).tensors["after.weight"]
@@ -270,7 +272,7 @@ def test_a_quotient_codebook_is_masked_through_its_sums() -> None:
     counts = torch.tensor([3.0, 0.0, 1.0])
     ckpt = MemoryCheckpoint({"embed_sum": torch.randn(3, 4), "cluster_usage": counts})
     site = Site("embed_sum", 1, "sums", 0, counts="cluster_usage", floor=1e-5)
-    codebook = replace(generic.table(ckpt, "embed_sum"), sites=(site,))
+    codebook = replace(generic.table(ckpt, "embed_sum"), sites=(site,), granted=True)
     fill = torch.full((1, 1, 4), 0.25).double()
     masked = emit.edits(ckpt, codebook, "masked", kept=torch.tensor([[[1]]]), fill=fill).tensors["embed_sum"]
     effective = masked / counts.clamp(min=1e-5)[:, None]
@@ -286,7 +288,9 @@ def test_two_codebooks_edit_one_layer_one_upon_the_other() -> None:
     books = []
     for name, offset in (("a", 0), ("b", 4)):
         site = Site("w", 1, "consumer", offset=offset, bias="bias")
-        books.append(replace(generic.table(ckpt, name), sites=(Site(name, 1, "codes", 0), site), refusals={}))
+        books.append(
+            replace(generic.table(ckpt, name), sites=(Site(name, 1, "codes", 0), site), refusals={}, granted=True)
+        )
     kept, fill = torch.tensor([[[0, 1]]]), torch.ones(1, 1, 4).double()
     first = emit.edits(ckpt, books[0], "consumer", kept=kept, fill=fill)
     both = emit.edits(ckpt, books[1], "consumer", kept=kept, fill=fill, on=first).tensors
@@ -300,6 +304,7 @@ def test_codebooks_that_share_a_config_value_must_agree() -> None:
     books = [
         replace(
             generic.table(ckpt, name),
+            granted=True,
             refusals={},
             load_hint=lambda size: f"codebook_dim={size}",
             config_edits=lambda kept: {("codebook_dim",): kept.shape[-1]},

@@ -71,7 +71,12 @@ FAMILIES = cast(
 
 
 def detect(
-    ckpt: Checkpoint, *, codebook: str | None = None, layout: str | None = None, metric: str | None = None
+    ckpt: Checkpoint,
+    *,
+    codebook: str | None = None,
+    layout: str | None = None,
+    metric: str | None = None,
+    assume: bool = False,
 ) -> list[Codebook]:
     """The codebooks of a checkpoint, in the order of their families.
 
@@ -79,6 +84,7 @@ def detect(
         codebook: key of one table (with or without its sections): that codebook alone, detected or not.
         layout: order of the stored axes of `codebook`, such as "DK" or "(HK)D,H=2" (`generic.Layout`).
         metric: euclidean, cosine or dot, instead of what the file says.
+        assume: readings that are assumed are taken for true.
 
     Raises:
         InputError: there is no codebook, or none under that key; the sentence says what the file holds instead.
@@ -88,11 +94,20 @@ def detect(
     if layout and codebook is None:
         raise UsageError("--layout describes one table.", "Name it with --codebook KEY.")
     if codebook is not None:
-        return [_named(ckpt, codebook, layout, chosen)]
-    found = _claimed(ckpt)
+        found = [_named(ckpt, codebook, layout, chosen)]
+    else:
+        found = [with_metric(one, chosen) for one in _claimed(ckpt)]
     if not found:
         raise _nothing(ckpt)
-    return [with_metric(one, chosen) for one in found]
+    return [_with_evidence(one, assume) for one in found]
+
+
+def _with_evidence(one: Codebook, assume: bool) -> Codebook:
+    """The codebook with the warning of an assumed reading, and the leave to edit its checkpoint where the user gives it."""
+    if one.evidence != "assumed":
+        return one
+    note = f"the reading of {printable(one.shown)} as {one.metric} codes is assumed: the file does not show it"
+    return replace(one, granted=assume, warnings=(*one.warnings, note))
 
 
 def _metric(metric: str | None) -> Metric | None:

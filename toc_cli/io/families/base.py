@@ -15,6 +15,9 @@ from toc_cli.io.checkpoint.base import Checkpoint
 
 Metric = Literal["euclidean", "cosine", "dot", "logits"]
 Mode = Literal["codebook", "masked", "sliced", "consumer"]
+Evidence = Literal["proven", "stated", "by structure", "assumed"]
+"""How a reading is known: by the model's own tokens; by a config or the library's own class names; by keys that only this family
+has; or by nothing but a name and a shape."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,9 @@ class Codebook:
     dtype: torch.dtype
     parts: Callable[[Checkpoint], Parts]
     """Reads and computes the tensors; only this touches data."""
+    evidence: Evidence = "by structure"
+    granted: bool = False
+    """Whether the user takes an assumed reading for true (`--assume`): edited checkpoints are then offered."""
     residual: bool = False
     """Level l quantises what levels < l left."""
     own_dims_per_level: bool = False

@@ -21,6 +21,7 @@ from toc_cli.io.families.layers import product, weight_norm
 from toc_cli.io.names import printable
 
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
+ASSUMED = "the file does not show how its codes are looked up, so this reading is assumed (--assume takes it for true)"
 DIRECTION_TO_MAGNITUDE = {"weight_g": ("weight_v", "weight_g"), "original0": ("original1", "original0")}
 
 
@@ -116,6 +117,8 @@ def _refusal(ckpt: Checkpoint, codebook: Codebook, mode: Mode, rotated: bool) ->
         return ""
     if mode in codebook.refusals or ckpt.read_only:
         return codebook.refusals.get(mode) or (ckpt.read_only or "").rstrip(".")
+    if codebook.evidence == "assumed" and not codebook.granted:
+        return ASSUMED
     if mode == "masked" and not roles & {"codes", "sums"}:
         return "no stored table of this codebook can be edited in place"
     if mode == "consumer" and "consumer" not in roles:

@@ -93,6 +93,7 @@ def _codebook(ckpt: Checkpoint, part: Section, kind: _Kind, root: str, path: tup
         metric=kind.metric,
         dtype=ckpt.infos[part.key(name)].dtype,
         parts=parts,
+        evidence="stated",
         unit_vectors=kind.unit_vectors,
         outer_width=shape(part, before)[1] if inward and before else None,
         sites=tuple(sites),

@@ -92,6 +92,7 @@ def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: li
         metric="euclidean",
         dtype=ckpt.infos[part.key(names[0])].dtype,
         parts=parts,
+        evidence="stated" if found else "by structure",
         residual=len(names) > 1,
         outer_width=outer,
         sites=tuple(sites),

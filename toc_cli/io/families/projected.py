@@ -118,6 +118,7 @@ def _codebook(
         metric=kind.metric,
         dtype=ckpt.infos[part.key(names[0])].dtype,
         parts=parts,
+        evidence="stated" if found or original is not None else "by structure",
         residual=len(names) > 1,
         own_dims_per_level=True,
         outer_width=shape(part, stems[0] + kind.before)[1],

@@ -94,6 +94,7 @@ def _codebook(book: _Book) -> Codebook:
         metric=about["metric"],
         dtype=ckpt.infos[book.table(0)].dtype,
         parts=lambda opened: _parts(_Book(opened, book.id, about), normed),
+        evidence="stated",
         residual=bool(about["residual"]),
         own_dims_per_level=book.key("level_in.0.weight") is not None,
         unit_vectors=bool(about["unit_vectors"]),
