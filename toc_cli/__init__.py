@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toc_cli.io.checkpoint import open_checkpoint
     from toc_cli.io.features import open_features
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "capture", "open_checkpoint", "open_features", "optimize", "quantize"]
 
 _ROOMS = {
