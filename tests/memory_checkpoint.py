@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
+from toc_cli.io.checkpoint.stored_types import type_name
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -26,7 +27,7 @@ class MemoryCheckpoint(Checkpoint):
         for key, tensor in self.tensors.items():
             *section, name = key.split("/")
             storage = tensor.untyped_storage().data_ptr()
-            self.infos[key] = TensorInfo(tuple(section), name, tuple(tensor.shape), tensor.dtype, storage)
+            self.infos[key] = TensorInfo(tuple(section), name, tuple(tensor.shape), type_name(tensor.dtype), storage)
 
     def get(self, key: str) -> torch.Tensor:
         return self.tensors[key]

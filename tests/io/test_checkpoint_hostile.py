@@ -133,7 +133,7 @@ def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
         ({"a": entry("F32", [-1], 0, 8)}, 8, "shape must be a list of counts"),
         ({"a": entry("F32", [True], 0, 4)}, 4, "shape must be a list of counts"),
         ({"a": entry("F32", [2], 8, 0)}, 8, "its offsets give -8"),
-        ({"a": entry("X99", [2], 0, 8)}, 8, "dtype X99 is not known"),
+        ({"a": entry("X99", [2], 0, 8)}, 8, "dtype X99 is no type that toc reads"),
         ({"a": {"shape": [2]}}, 8, "dtype, shape and data_offsets are missing"),
         ({"a": [1]}, 0, "are missing"),
         ([1], 0, "no table of tensors"),

@@ -14,6 +14,7 @@ import torch
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.safetensors import ARTEFACT_KEY, NAMES, SafetensorsFile, tensor_bytes
+from toc_cli.io.checkpoint.stored_types import type_name
 from toc_cli.io.names import printable
 
 SCHEMA = "1"
@@ -40,7 +41,11 @@ def write_artefact(path: Path, artefact: Artefact) -> None:
     tensors = sorted(artefact.tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     for key, tensor in tensors:
         end = offset + tensor.numel() * tensor.dtype.itemsize
-        header[key] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[key] = {
+            "dtype": NAMES[type_name(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

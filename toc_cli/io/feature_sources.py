@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint import arrays, hdf5, safetensors
-from toc_cli.io.checkpoint.sniff import container_of
+from toc_cli.io.containers import container_of
 from toc_cli.io.names import printable
 
 SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "I8": "<i1", "U8": "<u1", "I16": "<i2",
@@ -287,29 +287,21 @@ class Hdf5Rows(Reader):
 
 def open_sources(path: Path) -> dict[str, Source]:
     """Every number array of a features file, by key ("" for .npy). InputError as in `open_checkpoint`."""
-    readers: dict[str, Callable[[Path], dict[str, Source]]] = {
-        "h5": _hdf5, "npy": _npy, "npz": _npz, "safetensors": _safetensors,
-    }  # fmt: skip
-    kind = container_of(path)
-    if kind not in readers:
-        raise InputError(
-            f"{printable(path)} is a {kind} file, not features.", "Features are .h5, .npy, .npz or .safetensors files."
-        )
-    return readers[kind](path)
+    return container_of(path).open_features(path)
 
 
-def _hdf5(path: Path) -> dict[str, Source]:
+def hdf5_sources(path: Path) -> dict[str, Source]:
     with hdf5.open_hdf5(path) as file:
         return {name: Hdf5Source(path, dataset) for name, dataset in hdf5.numeric_datasets(file, path).items()}
 
 
-def _npy(path: Path) -> dict[str, Source]:
+def npy_sources(path: Path) -> dict[str, Source]:
     with open(path, "rb") as file:
         header = arrays.read_header(file, printable(path), path.stat().st_size)
     return {"": RawSource(path, header.length, header)}
 
 
-def _npz(path: Path) -> dict[str, Source]:
+def npz_sources(path: Path) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for name, member, header in arrays.list_npz(path):
         if member.compress_type == zipfile.ZIP_STORED:
@@ -330,7 +322,7 @@ def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
     return offset
 
 
-def _safetensors(path: Path) -> dict[str, Source]:
+def safetensors_sources(path: Path) -> dict[str, Source]:
     header, start = safetensors.read_header(path)
     sources: dict[str, Source] = {}
     for name, entry in header.items():

@@ -18,6 +18,7 @@ from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
+from toc_cli.io.checkpoint.stored_types import BYTES
 from toc_cli.io.names import printable
 
 EXPANSION_LIMIT = 200
@@ -75,12 +76,9 @@ def read_header(file: IO[bytes], shown: str, available: int) -> ArrayHeader:
     return header
 
 
-def torch_dtype(dtype: np.dtype[Any]) -> torch.dtype | None:
-    """The torch dtype of a numpy one (of either byte order); None for text, dates, records and long doubles."""
-    try:
-        return torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
-    except TypeError:
-        return None
+def stored_type(dtype: np.dtype[Any]) -> str | None:
+    """The name of a numpy type (of either byte order); None for text, dates, records and long doubles."""
+    return dtype.name if dtype.name in BYTES else None
 
 
 class NpyFile(Checkpoint):
@@ -92,10 +90,10 @@ class NpyFile(Checkpoint):
         super().__init__(path)
         with open(path, "rb") as file:
             self._header = read_header(file, printable(path), path.stat().st_size)
-        dtype = torch_dtype(self._header.dtype)
-        if dtype is None:
+        stored = stored_type(self._header.dtype)
+        if stored is None:
             raise InputError(f"{printable(path)} holds {self._header.dtype}, which is no number.")
-        self.infos[""] = TensorInfo((), "", self._header.shape, dtype)
+        self.infos[""] = TensorInfo((), "", self._header.shape, stored)
         self.config, config_files = config_beside(path)
         self.files = (path, *config_files)
 
@@ -122,9 +120,9 @@ class NpzFile(Checkpoint):
         super().__init__(path)
         self._compressed: dict[str, int] = {}
         for name, member, header in list_npz(path):
-            dtype = torch_dtype(header.dtype)
-            if dtype is not None:
-                self.infos[name] = TensorInfo((), name, header.shape, dtype)
+            stored = stored_type(header.dtype)
+            if stored is not None:
+                self.infos[name] = TensorInfo((), name, header.shape, stored)
                 self._compressed[name] = member.compress_size
         self.config, config_files = config_beside(path)
         self.files = (path, *config_files)

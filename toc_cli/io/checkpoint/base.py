@@ -5,16 +5,19 @@ The listing comes from headers alone; `get` reads one tensor. A reader never run
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError, UsageError
+from toc_cli.io.checkpoint.stored_types import BYTES, COMPLEX, WHOLE, torch_type
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,12 @@ class TensorInfo:
     name: str
     """Its name inside the section."""
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    stored: str
+    """Type of the stored numbers by name: float32, bfloat16, Q4_0 (`stored_types`)."""
     storage: Hashable = None
     """Equal for tensors that share one storage in the file; None where the container cannot share."""
+    packed: int | None = None
+    """Bytes of the data of a type whose numbers have no whole count of bytes; None for the others."""
 
     @property
     def key(self) -> str:
@@ -36,12 +42,19 @@ class TensorInfo:
         return "/".join((*self.section, self.name))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type that `get` gives: the stored one, float32 where torch has none of that name."""
+        return torch_type(self.stored)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it holds real numbers: what a table of code vectors is made of."""
+        return self.stored not in WHOLE and self.stored not in COMPLEX
+
+    @property
     def nbytes(self) -> int:
         """Size of the data in bytes."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * BYTES[self.stored] if self.packed is None else self.packed
 
 
 @dataclass(frozen=True)

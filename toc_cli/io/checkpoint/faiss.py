@@ -147,7 +147,7 @@ class FaissIndex(Checkpoint):
         file.seek(end)
 
     def _floats(self, file: BinaryIO, key: str, length: int, shape: tuple[int, ...]) -> None:
-        info = TensorInfo((), key, shape, torch.float32)
+        info = TensorInfo((), key, shape, "float32")
         at = file.tell()
         if info.nbytes != 4 * length or at + info.nbytes > self._size:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from toc_cli.io.atomic import atomic_folder
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.checkpoint.config import config_in, patched, stays_inside, write_config
 from toc_cli.io.checkpoint.sharded import Sharded
+from toc_cli.io.containers import checkpoint_suffixes, open_file
 from toc_cli.io.names import printable
 
 USUAL = (
@@ -22,7 +22,6 @@ USUAL = (
 )  # fmt: skip
 """Weights of the Hugging Face libraries, in the order in which they prefer them."""
 
-WEIGHTS = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".th", ".npz", ".npy", ".h5", ".hdf5"}
 COMPANIONS = {".json", ".txt", ".md", ".yaml", ".yml", ".model", ".py", ".jinja"}
 """Files that a library may need beside the weights (tokenizer, preprocessor, generation settings)."""
 
@@ -30,10 +29,10 @@ COMPANIONS = {".json", ".txt", ".md", ".yaml", ".yml", ".model", ".py", ".jinja"
 class Folder(Checkpoint):
     """The weights of a folder under the folder's name."""
 
-    def __init__(self, path: Path, open_part: Callable[[Path], Checkpoint]) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
         weights = weights_of(path)
-        self._inner = open_part(weights)
+        self._inner = open_file(weights)
         self.container = self._inner.container
         self.infos, self.values = self._inner.infos, self._inner.values
         self.read_only = self._inner.read_only
@@ -74,7 +73,7 @@ def weights_of(folder: Path) -> Path:
     for name in USUAL:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in WEIGHTS)
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in checkpoint_suffixes())
     if len(found) == 1:
         return found[0]
     shown = printable(folder)

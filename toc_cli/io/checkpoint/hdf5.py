@@ -11,7 +11,7 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
-from toc_cli.io.checkpoint.arrays import check_expansion, torch_dtype
+from toc_cli.io.checkpoint.arrays import check_expansion, stored_type
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
 from toc_cli.io.guarded import NewHdf5
@@ -83,9 +83,9 @@ class Hdf5File(Checkpoint):
         self._stored: dict[str, int] = {}
         with open_hdf5(path) as file:
             for name, dataset in numeric_datasets(file, path).items():
-                dtype = torch_dtype(dataset.dtype)
-                if dtype is not None:
-                    self.infos[name] = TensorInfo((), name, dataset.shape, dtype)
+                stored = stored_type(dataset.dtype)
+                if stored is not None:
+                    self.infos[name] = TensorInfo((), name, dataset.shape, stored)
                     self._stored[name] = dataset.id.get_storage_size()
             for name, value in file.attrs.items():
                 if isinstance(value, (str, np.generic)):

@@ -19,21 +19,20 @@ from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
-from toc_cli.io.checkpoint.sniff import SAFETENSORS_HEADER_LIMIT
+from toc_cli.io.checkpoint.stored_types import BYTES, type_name
 from toc_cli.io.names import printable
 
-DTYPES = {
-    name: getattr(torch, attribute)
-    for name, attribute in {
-        "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-        "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-        "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-        "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    }.items()
-    if hasattr(torch, attribute)
+TYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""The format's name of each type, and ours."""
+NAMES = {stored: name for name, stored in TYPES.items()}
 ARTEFACT_KEY = "toc.schema"
+HEADER_LIMIT = 100_000_000
+"""Bytes; the limit of the safetensors library itself."""
 
 
 class SafetensorsFile(Checkpoint):
@@ -50,7 +49,7 @@ class SafetensorsFile(Checkpoint):
         self.values = {(key,): value for key, value in metadata.items()}
         self._spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
         for name, entry in header.items():
-            self.infos[name] = TensorInfo((), name, tuple(entry["shape"]), DTYPES[entry["dtype"]])
+            self.infos[name] = TensorInfo((), name, tuple(entry["shape"]), TYPES[entry["dtype"]])
         self.config, config_files = config_beside(path)
         self.files = (path, *config_files)
         if ARTEFACT_KEY in metadata:
@@ -78,20 +77,20 @@ class SafetensorsFile(Checkpoint):
     def write_tensors(self, target: Path, edits: Mapping[str, torch.Tensor]) -> None:
         """Copy the file to `target` with replaced and added tensors; the rest is copied as bytes."""
         names = [*self._spans, *(name for name in edits if name not in self._spans)]
-        infos = {name: (edits[name].dtype, tuple(edits[name].shape)) for name in edits}
+        infos = {name: (type_name(edits[name].dtype), tuple(edits[name].shape)) for name in edits}
         for name, info in self.infos.items():
-            infos.setdefault(name, (info.dtype, info.shape))
+            infos.setdefault(name, (info.stored, info.shape))
         # Wide types first, as the library writes them, so that every tensor stays aligned after a slice.
-        order = sorted(names, key=lambda name: -infos[name][0].itemsize)
+        order = sorted(names, key=lambda name: -BYTES[infos[name][0]])
         header: dict[str, Any] = {"__metadata__": self.metadata} if self.metadata else {}
         offset, spans = 0, {}
         for name in order:
-            dtype, shape = infos[name]
-            spans[name] = [offset, offset + math.prod(shape) * dtype.itemsize]
+            stored, shape = infos[name]
+            spans[name] = [offset, offset + math.prod(shape) * BYTES[stored]]
             offset = spans[name][1]
         for name in names:
-            dtype, shape = infos[name]
-            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": spans[name]}
+            stored, shape = infos[name]
+            header[name] = {"dtype": NAMES[stored], "shape": list(shape), "data_offsets": spans[name]}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         with open(target, "wb") as out, open(self.path, "rb") as source:
@@ -126,7 +125,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     with open(path, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length > SAFETENSORS_HEADER_LIMIT:
+        if length > HEADER_LIMIT:
             raise InputError(f"{shown} is not a safetensors file: its header claims {length:,} bytes.")
         if 8 + length > size:
             raise InputError(
@@ -160,8 +159,8 @@ def _check_entry(shown: str, name: str, entry: Any) -> None:
     where = f"{shown} has a broken safetensors header at {printable(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise InputError(f"{where}: dtype, shape and data_offsets are missing.")
-    if entry["dtype"] not in DTYPES:
-        raise InputError(f"{where}: dtype {printable(entry['dtype'])} is not known to this torch.")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in TYPES:
+        raise InputError(f"{where}: dtype {printable(entry['dtype'], 40)} is no type that toc reads.")
     for field in ("shape", "data_offsets"):
         numbers = entry[field]
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
@@ -169,7 +168,7 @@ def _check_entry(shown: str, name: str, entry: Any) -> None:
     if len(entry["data_offsets"]) != 2:
         raise InputError(f"{where}: data_offsets must be two numbers.")
     begin, end = entry["data_offsets"]
-    nbytes = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
+    nbytes = math.prod(entry["shape"]) * BYTES[TYPES[entry["dtype"]]]
     if end - begin != nbytes:
         raise InputError(f"{where}: shape {entry['shape']} takes {nbytes:,} bytes, its offsets give {end - begin:,}.")
 

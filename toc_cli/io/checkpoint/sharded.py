@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,13 +13,14 @@ from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_folder
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.checkpoint.config import patched, read_json, stays_inside, write_config
+from toc_cli.io.containers import open_shard
 from toc_cli.io.names import printable
 
 
 class Sharded(Checkpoint):
     """The parts of an index as one checkpoint."""
 
-    def __init__(self, index: Path, open_part: Callable[[Path], Checkpoint]) -> None:
+    def __init__(self, index: Path) -> None:
         super().__init__(index)
         self._index = read_json(index)
         weight_map = self._index.get("weight_map")
@@ -29,7 +30,7 @@ class Sharded(Checkpoint):
         for key, name in weight_map.items():
             path = inside(index, name)
             if name not in self._parts:
-                self._parts[name] = open_part(path)
+                self._parts[name] = open_shard(path)
             if key not in self._parts[name].infos:
                 raise InputError(f"{printable(index)} places {printable(key)} in {printable(name)}, which lacks it.")
             self.infos[key] = self._parts[name].infos[key]
@@ -75,7 +76,7 @@ class Sharded(Checkpoint):
             if isinstance(metadata.get("total_size"), int):
                 metadata["total_size"] += new.nbytes - (old.nbytes if old else 0)
             if isinstance(metadata.get("total_parameters"), int):
-                metadata["total_parameters"] += new.numel() - (old.nbytes // old.dtype.itemsize if old else 0)
+                metadata["total_parameters"] += new.numel() - (math.prod(old.shape) if old else 0)
         return metadata
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import pickle
 import warnings
+import zipfile
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
 from toc_cli.io.checkpoint.inert import InertPickle
+from toc_cli.io.checkpoint.stored_types import BYTES, type_name
 from toc_cli.io.guarded import new_file
+from toc_cli.io.head import Head
 from toc_cli.io.names import printable
 
 DEPTH_LIMIT = 32
@@ -36,9 +39,11 @@ class TorchFile(Checkpoint):
 
     container = "torch"
 
-    def __init__(self, path: Path, *, legacy: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._legacy = legacy
+        head = Head(path)
+        legacy = self._legacy = not head.is_zip
+        _check_zip(head)
         self._size = path.stat().st_size
         self._tree, foreign = load_tree(path, legacy=legacy)
         if foreign:
@@ -67,7 +72,10 @@ class TorchFile(Checkpoint):
         if leaf.layout is not torch.strided or leaf.is_quantized:
             return
         address = leaf.untyped_storage().data_ptr()
-        info = TensorInfo(names[:-1], names[-1] if names else "", tuple(leaf.shape), leaf.dtype, address or None)
+        stored = type_name(leaf.dtype)
+        if stored not in BYTES:
+            return
+        info = TensorInfo(names[:-1], names[-1] if names else "", tuple(leaf.shape), stored, address or None)
         if info.key in self.infos:
             raise InputError(f"{printable(self.path)} has two tensors of the name {printable(info.key)!r}.")
         self.infos[info.key] = info
@@ -155,6 +163,19 @@ def load_tree(path: Path, *, legacy: bool) -> tuple[Any, list[str]]:
             raise _damaged(shown, error) from None
     _refuse_programs(shown, inert)
     return tree, inert.names
+
+
+def _check_zip(head: Head) -> None:
+    """InputError for archives that torch.save never writes."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in head.members):
+        raise InputError(
+            f"{head.shown} is a torch file with compressed entries, which torch.save never writes.",
+            "Unzip it and zip it again without compression, or save it again with torch.save.",
+        )
+    if sum(member.file_size for member in head.members) > head.size:
+        raise InputError(f"{head.shown} is damaged: its zip entries claim more bytes than the file has.")
+    if head.is_zip and head.path.suffix == ".safetensors":
+        raise InputError(f"{head.shown} is a torch file under the name of a safetensors file.", "Rename it to .pt.")
 
 
 def _damaged(shown: str, error: BaseException) -> InputError:

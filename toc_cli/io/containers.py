@@ -1,0 +1,212 @@
+"""The table of containers: how each is recognised, which suffixes it has, who reads it, what it can hold.
+
+A reader is one file and one row here. Rows are asked in order and the first that recognises a file has it: by its first
+bytes or the names inside of it, by its own name only where the format has no mark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toc_cli.errors import InputError
+from toc_cli.io.head import Head
+
+if TYPE_CHECKING:
+    from toc_cli.io.checkpoint.base import Checkpoint
+
+LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The pickled magic number that opens a torch file of before 1.6."""
+FAISS_FILLER = (1 << 20).to_bytes(8, "little")
+"""A constant in the header of every faiss index."""
+COMPRESSED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"BZh", b"\xfd7zXZ\x00", b"]\x00\x00", b'\x04"M\x18')
+"""First bytes of gzip, zlib at each of its levels, bzip2, xz, lzma and lz4, in which joblib wraps its pickles."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """One row of the table."""
+
+    name: str
+    """What messages call it."""
+    recognise: Callable[[Head], bool]
+    suffixes: tuple[str, ...] = ()
+    """Usual endings of its files; a folder's weights are found by those that hold checkpoints."""
+    checkpoint: str = ""
+    """`module:Reader`, called with the path, for a `Checkpoint`; "" where it holds none that toc reads."""
+    features: str = ""
+    """`module:function`, called with the path, for the arrays by key; "" where it holds no features."""
+    shard: bool = False
+    """Whether an index of shards may name it."""
+    unread: tuple[str, str] = ("", "")
+    """For what toc does not read: what it is (after the file's name), and what its owner can do."""
+
+    def open_checkpoint(self, path: Path) -> Checkpoint:
+        """The checkpoint in a file of this kind. InputError where toc does not read it."""
+        if not self.checkpoint:
+            raise self.refusal(path)
+        opened: Checkpoint = _named(self.checkpoint)(path)
+        return opened
+
+    def open_features(self, path: Path) -> dict[str, Any]:
+        """Every number array of a file of this kind, by key. InputError where it holds no features."""
+        if not self.features:
+            endings = ", ".join(dict.fromkeys(row.suffixes[0] for row in CONTAINERS if row.features and row.suffixes))
+            raise InputError(f"{Head(path).shown} is a {self.name} file, not features.", f"Features are in {endings}.")
+        sources: dict[str, Any] = _named(self.features)(path)
+        return sources
+
+    def refusal(self, path: Path) -> InputError:
+        """The sentence for a file of a kind that toc does not read as a checkpoint."""
+        what, hint = self.unread
+        return InputError(f"{Head(path).shown} {what}.", hint)
+
+
+def _named(reader: str) -> Callable[[Path], Any]:
+    module, _, name = reader.partition(":")
+    found: Callable[[Path], Any] = getattr(import_module(module), name)
+    return found
+
+
+def _member(head: Head, pattern: str) -> bool:
+    return head.is_zip and any(re.fullmatch(pattern, name) for name in head.entries)
+
+
+def _is_pickle(head: Head) -> bool:
+    """Protocols 0 and 1 have no first byte of their own: told by the name, as is a compressed one."""
+    if head.start[:1] == b"\x80" and head.start[1:2] <= b"\x05":
+        return True
+    named = {*head.path.suffixes} & {".joblib", ".pkl", ".pickle"}
+    return bool(named) or (head.path.suffix == ".bin" and head.start.startswith(COMPRESSED))
+
+
+CHECKPOINT = "toc_cli.io.checkpoint."
+FEATURES = "toc_cli.io.feature_sources:"
+
+CONTAINERS: tuple[Container, ...] = (
+    Container(
+        "folder",
+        lambda head: head.is_folder,
+        checkpoint=CHECKPOINT + "folder:Folder",
+    ),
+    Container(
+        "index",
+        lambda head: head.name.endswith(".index.json"),
+        (".index.json",),
+        checkpoint=CHECKPOINT + "sharded:Sharded",
+    ),
+    Container(
+        "TorchScript",
+        lambda head: _member(head, r".*/constants\.pkl|.*/code/.*"),
+        unread=(
+            "is a TorchScript archive: it holds a program, and is not loaded",
+            "Export its tensors: torch.save(torch.jit.load(path).state_dict(), 'weights.pt').",
+        ),
+    ),
+    Container(
+        "torch",
+        lambda head: _member(head, r".*/data\.pkl") or head.start.startswith(LEGACY_TORCH),
+        (".pt", ".pth", ".ckpt", ".bin", ".th"),
+        checkpoint=CHECKPOINT + "torch_file:TorchFile",
+        shard=True,
+    ),
+    Container(
+        "npz",
+        lambda head: bool(head.members) and all(name.endswith(".npy") for name in head.entries),
+        (".npz",),
+        checkpoint=CHECKPOINT + "arrays:NpzFile",
+        features=FEATURES + "npz_sources",
+    ),
+    Container(
+        "zip with arrays",
+        lambda head: _member(head, r".*\.npy"),
+        unread=("is a zip file with more than arrays in it", "Save the arrays with np.savez."),
+    ),
+    Container(
+        "zip",
+        lambda head: head.is_zip and head.members is not None,
+        unread=("is a zip file that holds neither a torch checkpoint nor numpy arrays", ""),
+    ),
+    Container(
+        "npy",
+        lambda head: head.start.startswith(b"\x93NUMPY"),
+        (".npy",),
+        checkpoint=CHECKPOINT + "arrays:NpyFile",
+        features=FEATURES + "npy_sources",
+    ),
+    Container(
+        "h5",
+        lambda head: head.start.startswith(b"\x89HDF\r\n\x1a\n"),
+        (".h5", ".hdf5"),
+        checkpoint=CHECKPOINT + "hdf5:Hdf5File",
+        features=FEATURES + "hdf5_sources",
+    ),
+    Container(
+        "faiss",
+        lambda head: (head.start[:1] == b"I" and head.start[16:24] == FAISS_FILLER) or head.path.suffix == ".pq",
+        (".faiss", ".index", ".pq"),
+        checkpoint=CHECKPOINT + "faiss:FaissIndex",
+    ),
+    Container(
+        "safetensors",
+        lambda head: head.start[8:9] == b"{" or head.path.suffix == ".safetensors",
+        (".safetensors",),
+        checkpoint=CHECKPOINT + "safetensors:SafetensorsFile",
+        features=FEATURES + "safetensors_sources",
+        shard=True,
+    ),
+    Container(
+        "pickle",
+        _is_pickle,
+        (".joblib", ".pkl", ".pickle"),
+        unread=(
+            "is a Python pickle (joblib, scikit-learn or plain), which can run code when it is opened",
+            "Export the array: np.save('codebook.npy', joblib.load(path).cluster_centers_), where you trust the file.",
+        ),
+    ),
+    Container(
+        "tar",
+        lambda head: head.start[257:262] == b"ustar",
+        (".tar",),
+        unread=("is a tar archive (torch before 0.1.10, or plain)", "Save it again with torch.save."),
+    ),
+)
+
+
+def container_of(path: Path) -> Container:
+    """The row of a file or a folder. InputError for a path that is missing, damaged, or in no container of the table."""
+    head = Head(path)
+    for container in CONTAINERS:
+        if container.recognise(head):
+            return container
+    endings = "/".join(dict.fromkeys(s for row in CONTAINERS if row.checkpoint for s in row.suffixes))
+    raise InputError(
+        f"{head.shown} is in no container that toc reads (it starts with {head.start[:8]!r}).",
+        f"It reads {endings} and folders of Hugging Face models.",
+    )
+
+
+def open_file(path: Path) -> Checkpoint:
+    """The checkpoint in a file, or in the files that an index names. InputError for a folder."""
+    container = container_of(path)
+    if path.is_dir():
+        raise InputError(f"{Head(path).shown} is a folder, not a file.", "Name a file in it.")
+    return container.open_checkpoint(path)
+
+
+def open_shard(path: Path) -> Checkpoint:
+    """One file of a model in several. InputError for a container in which none comes."""
+    container = container_of(path)
+    if not container.shard:
+        kinds = " or ".join(row.name for row in CONTAINERS if row.shard)
+        raise InputError(f"{Head(path).shown} is of kind {container.name}; shards are {kinds} files.")
+    return container.open_checkpoint(path)
+
+
+def checkpoint_suffixes() -> frozenset[str]:
+    """Endings of the files that may hold a checkpoint alone."""
+    return frozenset(suffix for row in CONTAINERS if row.checkpoint for suffix in row.suffixes)
