@@ -244,3 +244,49 @@ def test_the_probe_learns_what_is_there_and_reports_it_per_class():
     assert set(probe.accuracy(correct, labels)) == {-3, 4}
     with pytest.raises(InputError, match="1 class"):
         probe.fit([(codes, np.zeros(12, dtype=np.int64))])
+
+
+# Between unit vectors
+
+
+@pytest.mark.parametrize("unit", [{}, {"unit_vectors": True}, {"unit_vectors": True, "stored_unit": True}])
+@pytest.mark.parametrize("heads", [1, 3])
+@given(exponent=st.integers(-6, 6), seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_under_a_cosine_lookup_no_figure_follows_the_length_of_the_features(unit, heads, exponent, seed):
+    book = torch.nn.functional.normalize(draw(seed, heads, 9, 4), dim=-1) * (1 if unit.get("stored_unit") else 5)
+    full = quantiser([book], metric="cosine", **unit)
+    quant = full.pruned(torch.tensor([[[0, 2]]]).expand(1, heads, 2))
+    x = draw(seed + 1, 40, 4 * heads)
+    scaled = x * 2.0**exponent  # exact, and the first head by more
+    scaled[:, :4] *= 8
+    one, other = figures_of(quant, full, x), figures_of(quant, full, scaled)
+    for name, value in one.items():
+        assert other[name] == pytest.approx(value), name
+
+
+def figures_of(quant, full, x):
+    before, after, target = full.lookup(x), quant.lookup(x), full.target(x)
+    ours, theirs = (
+        metrics.block_sums(form, found, before.tokens, target) for form, found in ((quant, after), (full, before))
+    )
+    return metrics.measure(ours, full=theirs, spread=metrics.block_spread(target, target[0].numpy()))
+
+
+def test_a_cosine_distortion_is_twice_one_minus_the_cosine_summed_over_heads():
+    full = quantiser([draw(0, 2, 9, 4) * 3], metric="cosine")
+    quant = full.pruned(torch.tensor([[[0, 2], [1, 3]]]))
+    x = draw(1, 30, 8) * 7
+    tokens = quant.tokens(x)
+    slow = 0.0
+    for row in range(30):
+        for head, kept in enumerate([[0, 2], [1, 3]]):
+            code, z = (
+                full.levels[0].codes[head, tokens[row, 0, head]].double(),
+                x[row, 4 * head : 4 * head + 4].double(),
+            )
+            masked = torch.zeros(4).double()
+            masked[kept] = code[kept]
+            slow += float(2 - 2 * (z @ masked) / (z.norm() * masked.norm()))
+    found = metrics.block_sums(quant, quant.lookup(x), tokens, full.target(x))
+    assert found.error.sum() == pytest.approx(slow)

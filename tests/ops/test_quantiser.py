@@ -235,3 +235,12 @@ def test_tokens_do_not_depend_on_threads():
         seen.add(tokens.numpy().tobytes() + full.vectors(tokens).numpy().tobytes() + full.target(x).numpy().tobytes())
     torch.set_num_threads(before)
     assert len(seen) == 1
+
+
+def test_a_rotation_that_overflows_half_precision_is_kept_in_float32():
+    book = torch.full((1, 2, 4), 6e4, dtype=torch.float16) * torch.tensor([1, -1]).half()[:, None]
+    turn = torch.linalg.qr(torch.ones(4, 1).double()).Q[None, None]
+    rotated = quantiser([book]).rotated(turn, np.zeros((1, 1, 4)))
+    wide = quantiser([book.float()]).rotated(turn, np.zeros((1, 1, 4)))
+    assert rotated.levels[0].codes.dtype == torch.float32
+    assert torch.equal(rotated.levels[0].codes, wide.levels[0].codes)

@@ -37,7 +37,7 @@ class Sums:
     rows: np.ndarray  # (B,) int64
     agree: np.ndarray  # (B, L) tokens equal to the unpruned ones, over rows and heads, divided by H
     near: np.ndarray  # (B, L) near ties, over rows and heads, divided by H
-    error: np.ndarray  # (B, L) sum of |x - vector|^2, the vector through level l; NaN where undefined (logits)
+    error: np.ndarray  # (B, L) sum of |target - approximation|^2 through level l; NaN where undefined (logits)
 
 
 def stack(parts: Sequence[Stackable]) -> Stackable:
@@ -65,7 +65,7 @@ def block_sums(
     Args:
         found: what `quantiser` chose for the rows.
         full_tokens: (N, L, H), the unpruned quantiser's choice.
-        target: (N, V), what the vectors approximate; None where nothing is (logits).
+        target: (N, V), `quantiser.target` of the rows; None where nothing is approximated (logits).
     """
     rows = np.diff([*starts, len(full_tokens)])
     agree = np.add.reduceat((found.tokens == full_tokens).numpy().mean(axis=2), starts)
@@ -74,7 +74,7 @@ def block_sums(
         error = np.full(agree.shape, np.nan)
     else:
         goal = float64(target)
-        through = [squared_errors(goal, float64(part)) for part in quantiser.partial_vectors(found.tokens)]
+        through = [squared_errors(goal, float64(part)) for part in quantiser.approximations(found.tokens)]
         error = np.add.reduceat(np.stack(through, axis=1), starts)
     return Sums(rows, agree, near, error)
 
@@ -95,10 +95,10 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Statistics (R,) of the totals: the sample itself (R = 1), or one per row of the bootstrap `weights` (R, B).
 
-    `distortion` is the mean |x - vector|^2 per row and `near_tie_rate` a share of lookups; with `full`, the unpruned
-    quantiser's sums, `token_agreement` and `excess_distortion` join; with `spread`, `snr_db`, which is
-    10 log10(mean |x - mean x|^2 / distortion). `level` looks at one level (agreement, near ties) or through it
-    (distortion). NaN where undefined: logits, or a division by a distortion of 0.
+    `distortion` is the mean |x - vector|^2 per row (of unit vectors where `Quantiser.between_unit`) and `near_tie_rate` a share
+    of lookups; with `full`, the unpruned quantiser's sums, `token_agreement` and `excess_distortion` join; with `spread`,
+    `snr_db`, which is 10 log10(mean |x - mean x|^2 / distortion). `level` looks at one level (agreement, near ties) or through
+    it (distortion). NaN where undefined: logits, or a division by a distortion of 0.
     """
     at = slice(None) if level is None else slice(level, level + 1)
     through = -1 if level is None else level

@@ -80,7 +80,7 @@ class Quantiser:
     metric: Metric = "euclidean"
     residual: bool = False
     unit_vectors: bool = False
-    """The unit-length code is what is passed on; vectors and targets are then compared at unit length."""
+    """The unit-length code is what is passed on."""
     stored_unit: bool = False
     """Cosine codes are stored with unit length and taken as they are stored: compared by the dot product, passed on unchanged."""
     project_in: Linear | None = None
@@ -106,6 +106,12 @@ class Quantiser:
         """W."""
         first = self.logits or self.project_in or (self.level_in[0] if self.level_in else None)
         return first.weight.shape[1] if first is not None else self.heads * self.dim
+
+    @property
+    def between_unit(self) -> bool:
+        """Whether `target` and `approximations` are divided by their length, head by head: where the lookup or what is passed on
+        knows directions alone. Levels with their own projections add up in the outer space, where lengths count."""
+        return (self.metric == "cosine" or self.unit_vectors) and not self.level_out and self.logits is None
 
     def to(self, device: torch.device | str) -> Quantiser:
         """The same with its codes on another device: the lookups run there."""
@@ -134,6 +140,11 @@ class Quantiser:
             total = part if total is None else total + part
             yield total
 
+    def approximations(self, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+        """`partial_vectors` as `target` is held against them: head by head at unit length where directions alone count."""
+        for vectors in self.partial_vectors(tokens):
+            yield torch.from_numpy(self._unit_heads(vectors.numpy())) if self.between_unit else vectors
+
     def kept_codes(self, tokens: torch.Tensor) -> list[torch.Tensor]:
         """Per level the chosen codes (N, H, D'), only the dimensions that are stored."""
         heads = torch.arange(self.heads)
@@ -148,11 +159,11 @@ class Quantiser:
                 state = state.double() - self._level_vectors(level, tokens[:, level])
 
     def target(self, x: Array) -> torch.Tensor | None:
-        """What the vectors approximate, (N, V) float64; None for `logits`, where nothing is compared with the codes."""
+        """What `approximations` approximate, (N, V) float64; None for `logits`, where nothing is compared with the codes."""
         if self.logits is not None:
             return None
         z = float64(self.enter(self._checked(x)))
-        return torch.from_numpy(self._unit_heads(z) if self.unit_vectors else z)
+        return torch.from_numpy(self._unit_heads(z) if self.between_unit else z)
 
     # Other forms
 
@@ -219,9 +230,11 @@ class Quantiser:
         return replace(self, levels=_levels(codes, constants, cosine, unit, kept, rotation))
 
     def _stored(self, codes: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
-        """Shortened codes as they are stored, in the dtype and on the device of `like`."""
+        """Shortened codes as they are stored, in the dtype and on the device of `like`; float32 where half precision overflows."""
         like = codes if like is None else like
-        return (torch.from_numpy(unit_rows(codes)) if self.stored_unit else codes).to(like)
+        exact = torch.from_numpy(unit_rows(codes)) if self.stored_unit else codes
+        stored = exact.to(like)
+        return stored if bool(stored.isfinite().all()) else exact.float().to(like.device)
 
     def _require_all_dimensions(self) -> None:
         if any(level.kept is not None or level.rotation is not None for level in self.levels):

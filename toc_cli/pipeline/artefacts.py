@@ -63,9 +63,11 @@ def _tensors(source: Source, census: Census, choice: Choice) -> dict[str, torch.
 
 
 def stored_codes(source: Source, choice: Choice) -> list[torch.Tensor]:
-    """Per level the pruned codes (H, K_l, D') in the dtype of the codes read."""
+    """Per level the pruned codes (H, K_l, D') in the dtype of the codes read; float32 where a rotation overflows half precision."""
     codes = [level.codes.cpu() for level in choice.form.levels]
-    return [table.to(read.dtype) for table, read in zip(codes, source.parts.tables, strict=True)]
+    stored = [table.to(read.dtype) for table, read in zip(codes, source.parts.tables, strict=True)]
+    fits = all(bool(table.float().isfinite().all()) for table in stored)
+    return stored if fits else [table.float() for table in codes]
 
 
 def _by_level(name: str, tables: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -32,6 +32,7 @@ from toc_cli.pipeline.findings import modality_agreement, probe_labels, stabilit
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.ranks import Ranks, from_environment
+from toc_cli.pipeline.reading.explained import unexplained
 from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, hash_inputs, run_record
 from toc_cli.pipeline.sample import Form, Measured, measure_forms, shift_of
 from toc_cli.pipeline.source import Fit, Source, device_of, fits, sources
@@ -217,7 +218,7 @@ def plan_optimization(
         refuse_impossible(ckpt, pairs, outputs.checkpoints)
     entries = [_entry(*each, opened, options, ranks, progress) for each in chosen]
     inputs = ranks.gather(hashes.result() if hashes else None)[0] or []
-    record = run_record(options, inputs, warnings_of(books), entries)
+    record = run_record(options, inputs, [*warnings_of(books), *unexplained(entries)], entries)
     seconds = time.perf_counter() - started
     rows = sum(census.rows for census in found)
     record["timing"] = {

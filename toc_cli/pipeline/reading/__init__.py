@@ -1,0 +1,1 @@
+"""How a checkpoint and its features are read, and how well that is known."""
