@@ -82,7 +82,7 @@ def test_the_artefact_opens_with_plain_safetensors(here: Path) -> None:
         assert file.get_tensor("0.usage").sum() == 1000
         assert file.get_tensor("0.score").dtype == torch.float64
         assert file.get_tensor("0.fill").shape == (24,)
-        assert file.metadata()["toc.schema"] == "1"
+        assert file.metadata()["toc.schema"] == "2"
         assert str(here) not in json.dumps(file.metadata())
 
 

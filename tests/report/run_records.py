@@ -109,7 +109,7 @@ BASELINE = ("token_agreement", "excess_distortion", "snr_db", "distortion")
 def _wrap(book: dict[str, Any], criterion: str, keep: float, modalities: tuple[str, ...], rows: int) -> dict[str, Any]:
     digest = hashlib.sha256(book["key"].encode()).hexdigest()
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "tool": {"name": "toc", "version": "0.1.0"},
         "inputs": [
             {"role": "checkpoint", "name": "model.safetensors", "bytes": 4 * book["dim"] * book["num_codes"][0], "sha256": digest},

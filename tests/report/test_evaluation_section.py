@@ -35,7 +35,7 @@ def build(name: str = "audio") -> dict[str, Any]:
     frames = base64.b64encode(np.arange(18, dtype=np.uint8).tobytes()).decode()
     pair = {"from": name, "to": "video"}
     return {
-        "schema_version": 1, "tool": {"name": "toc", "version": "0"}, "inputs": [], "options": {}, "outputs": [],
+        "schema_version": 2, "tool": {"name": "toc", "version": "0"}, "inputs": [], "options": {}, "outputs": [],
         "warnings": [], "codebooks": [],
         "evaluation": {
             "source": {"name": name, "kind": "run", "profile": "corrected", "alignment": "uniform", "readout": "fine", "codebooks": {}},

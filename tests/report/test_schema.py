@@ -29,7 +29,7 @@ def test_records_and_reports_validate(record: dict[str, Any], deep_record: dict[
 
 
 BREAKS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "version": lambda r: r.update(schema_version=2),
+    "version": lambda r: r.update(schema_version=3),
     "no codebooks": lambda r: r.pop("codebooks"),
     "string for a number": lambda r: r["codebooks"][0]["after"].update(snr_db="high"),
     "huge integer": lambda r: r["codebooks"][0]["after"].update(distortion=10**400),
@@ -73,6 +73,11 @@ def test_what_is_no_record_is_refused(tmp_path: Path, data: bytes, words: str) -
     path.write_bytes(data)
     with pytest.raises(InputError, match=words):
         read_run(path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_records_of_both_versions_are_read(record: dict[str, Any], save: Callable[..., Path], version: int) -> None:
+    assert read_run(save(record | {"schema_version": version})).record["schema_version"] == version
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ from toc_cli.io.checkpoint.safetensors import ARTEFACT_KEY, NAMES, SafetensorsFi
 from toc_cli.io.checkpoint.stored_types import type_name
 from toc_cli.io.names import printable
 
-SCHEMA = "1"
+SCHEMA = "2"
+READ_SCHEMAS = ("1", SCHEMA)
+RECORD_SCHEMA = 2
+"""Of the record: version 1 is still read."""
 CODEBOOKS_KEY = "toc.codebooks"
 
 
@@ -65,9 +68,10 @@ def read_artefact(path: Path) -> Artefact:
         raise InputError(
             f"{shown} is not a pruned codebook of toc.", "toc optimize writes one (<stem>.toc.safetensors)."
         )
-    if schema != SCHEMA:
+    if schema not in READ_SCHEMAS:
         raise InputError(
-            f"{shown} has artefact schema {printable(schema)}; this toc reads {SCHEMA}.", "Upgrade toc-cli."
+            f"{shown} has artefact schema {printable(schema)}; this toc reads {' and '.join(READ_SCHEMAS)}.",
+            "Upgrade toc-cli.",
         )
     try:
         codebooks = tuple(json.loads(metadata.pop(CODEBOOKS_KEY)))

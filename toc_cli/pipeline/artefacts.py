@@ -18,17 +18,19 @@ from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.options import METRICS, Options
 from toc_cli.pipeline.source import Source
+from toc_cli.pipeline.study import Study
 
 _LAYERS = ("project_in", "norm_in", "logits")
 
 
 def as_artefact(
-    chosen: Sequence[tuple[Source, Census, Choice]], options: Options, inputs: Sequence[Mapping[str, Any]]
+    chosen: Sequence[tuple[Study, Choice]], options: Options, inputs: Sequence[Mapping[str, Any]]
 ) -> Artefact:
     """The tensors and the description of every codebook."""
     tensors: dict[str, torch.Tensor] = {}
-    for source, census, choice in chosen:
-        tensors |= {f"{source.id}.{name}": t.contiguous() for name, t in _tensors(source, census, choice).items()}
+    for study, choice in chosen:
+        found = _tensors(study.source, study.census, choice)
+        tensors |= {f"{study.source.id}.{name}": t.contiguous() for name, t in found.items()}
     metadata = {
         "toc.version": __version__,
         "toc.criterion": options.criterion,
@@ -38,7 +40,7 @@ def as_artefact(
         "toc.seed": str(options.seed),
         "toc.inputs": json.dumps(list(inputs), sort_keys=True),
     }
-    return Artefact(tensors, tuple(_description(source, choice) for source, _, choice in chosen), metadata)
+    return Artefact(tensors, tuple(_description(study.source, choice) for study, choice in chosen), metadata)
 
 
 def _tensors(source: Source, census: Census, choice: Choice) -> dict[str, torch.Tensor]:

@@ -16,9 +16,8 @@ from toc_cli.ops.moments import merge, merge_cross, merge_pairs
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.rotation import Rotation, pca, xcov
 from toc_cli.ops.selection import Selection, parse_ratio, select
-from toc_cli.pipeline.census import Census
-from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.source import Source
+from toc_cli.pipeline.study import Study
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ class Choice:
         return torch.stack([torch.stack(level * (self.kept.shape[1] // len(level))) for level in rows])
 
 
-def rank_dimensions(source: Source, census: Census, criterion: str, options: Options, seed: int) -> Ranking:
+def rank_dimensions(study: Study, criterion: str, seed: int) -> Ranking:
     """Score every set of dimensions that is chosen on its own: levels share one set unless they have their own projections,
     heads have their own unless they share one table."""
+    source, census = study.source, study.census
     need = CRITERIA[criterion]
     if need == "pairs" and not (census.pairs or census.crosses):
         raise InputError(
@@ -72,15 +72,12 @@ def rank_dimensions(source: Source, census: Census, criterion: str, options: Opt
     head_sets = _sets(source.full.heads, source.book.own_dims_per_head)
     places = [[[(level, head) for level in levels for head in heads] for heads in head_sets] for levels in level_sets]
     if criterion not in ROTATIONS:
-        scores = [
-            [shared([_score(source, census, criterion, options, seed, *at) for at in group]) for group in row]
-            for row in places
-        ]
+        scores = [[shared([_score(study, criterion, seed, *at) for at in group]) for group in row] for row in places]
         return Ranking(criterion, scores, None)
-    turns = [[_rotate(source, census, criterion, group, options) for group in row] for row in places]
+    turns = [[_rotate(study, criterion, group) for group in row] for row in places]
     scores = [
         [
-            shared([_turned(source, criterion, options, turn, *at) for at in group])
+            shared([_turned(study, criterion, turn, *at) for at in group])
             for group, turn in zip(row, turned, strict=True)
         ]
         for row, turned in zip(places, turns, strict=True)
@@ -96,12 +93,11 @@ def _codes(source: Source, level: int, head: int) -> torch.Tensor:
     return source.full.levels[level].codes[head]
 
 
-def _score(
-    source: Source, census: Census, criterion: str, options: Options, seed: int, level: int, head: int
-) -> Scores:
+def _score(study: Study, criterion: str, seed: int, level: int, head: int) -> Scores:
+    census, options = study.census, study.options
     return score(
         criterion,
-        _codes(source, level, head),
+        _codes(study.source, level, head),
         weights=options.weights,
         normalize=options.normalize,
         usage=census.pooled[level][head],
@@ -111,25 +107,24 @@ def _score(
     )
 
 
-def _turned(source: Source, criterion: str, options: Options, turn: Rotation, level: int, head: int) -> Scores:
-    return score(
-        criterion, _codes(source, level, head), weights=options.weights, normalize=options.normalize, rotation=turn
-    )
+def _turned(study: Study, criterion: str, turn: Rotation, level: int, head: int) -> Scores:
+    codes, options = _codes(study.source, level, head), study.options
+    return score(criterion, codes, weights=options.weights, normalize=options.normalize, rotation=turn)
 
 
-def _rotate(
-    source: Source, census: Census, criterion: str, places: Sequence[tuple[int, int]], options: Options
-) -> Rotation:
+def _rotate(study: Study, criterion: str, places: Sequence[tuple[int, int]]) -> Rotation:
+    census = study.census
     if criterion == "xcov":
         assert census.crosses is not None
         return xcov([total(units, merge_cross) for at in places for units in census.crosses[at]])
-    codes = [_codes(source, *at) for at in places]
+    codes = [_codes(study.source, *at) for at in places]
     usage = [census.pooled[level][head] for level, head in places]
-    return pca([unit_rows(e) for e in codes] if options.normalize == "l2" else codes, usage)
+    return pca([unit_rows(e) for e in codes] if study.options.normalize == "l2" else codes, usage)
 
 
-def choose(source: Source, census: Census, ranking: Ranking, count: int, options: Options) -> Choice:
+def choose(study: Study, ranking: Ranking, count: int) -> Choice:
     """Keep `count` dimensions of each set, with the constant that stands in for the dropped ones."""
+    source, options = study.source, study.options
     ratio = parse_ratio(options.ratio) if options.ratio else None
     if ratio and ranking.criterion in ROTATIONS:
         raise UsageError(
@@ -138,7 +133,7 @@ def choose(source: Source, census: Census, ranking: Ranking, count: int, options
     selections = [[select(s.score, count, ratio, s.last) for s in level] for level in ranking.scores]
     heads = source.full.heads
     kept = torch.stack([torch.stack([s.kept for s in level] * (heads // len(level))) for level in selections])
-    constant = constants(source, census, options)
+    constant = constants(study)
     if ranking.rotations is None:
         return Choice(ranking, selections, kept, None, constant, source.full.pruned(kept, constant))
     turns = [[turn.leading(count) for turn in level] * (heads // len(level)) for level in ranking.rotations]
@@ -146,10 +141,11 @@ def choose(source: Source, census: Census, ranking: Ranking, count: int, options
     return Choice(ranking, selections, kept, rotation, constant, source.full.rotated(rotation, constant))
 
 
-def constants(source: Source, census: Census, options: Options) -> np.ndarray:
+def constants(study: Study) -> np.ndarray:
     """c (L, H, D): the usage-weighted mean where that is exact for the family, else zero; `--fill` decides."""
+    source, options = study.source, study.options
     zero = np.zeros((len(source.full.levels), source.full.heads, source.full.dim))
-    usage = census.pooled
+    usage = study.census.pooled
     if not source.book.own_dims_per_head:  # one stored table holds one constant
         usage = [np.broadcast_to(counts.sum(0), counts.shape) for counts in usage]
     mean = zero if options.fill == "zero" or source.book.zero_fill else source.full.mean_fill(usage)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from toc_cli.errors import InputError, UsageError
-from toc_cli.io.features import Features
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.metrics import Sums, measure, stack
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
-from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import choose, rank_dimensions
-from toc_cli.pipeline.options import Options, Progress
-from toc_cli.pipeline.ranks import Ranks
+from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.sample import measure_forms, shift_of
-from toc_cli.pipeline.source import Source
+from toc_cli.pipeline.study import Study
 
 FIELDS = ("token_agreement", "excess_distortion", "distortion")
 AUTO_POINTS = 16
@@ -52,40 +48,33 @@ def parse_sweep(text: str, dim: int) -> list[int]:
 class Curve:
     """Measures pruned forms of one codebook at any number of kept dimensions, over all its modalities together."""
 
-    def __init__(
-        self, source: Source, census: Census, features: Features, options: Options, ranks: Ranks, progress: Progress
-    ) -> None:
-        self._join = (source, census, features, options, ranks, progress)
+    def __init__(self, study: Study) -> None:
+        self.study = study
 
     def builder(self, criterion: str, count: int, seed: int) -> Callable[[], Quantiser]:
         """A form that ranks by `criterion` and keeps `count`, built when called."""
-        source, census, _, options, *_ = self._join
-        plain = replace(options, ratio=None) if criterion != options.criterion else options
+        study = self.study if criterion == self.study.options.criterion else self.study.asking(ratio=None)
 
         def build() -> Quantiser:
-            return choose(source, census, rank_dimensions(source, census, criterion, plain, seed), count, plain).form
+            return choose(study, rank_dimensions(study, criterion, seed), count).form
 
         return build
 
     def points(self, wanted: Sequence[tuple[str, int, int]]) -> dict[tuple[str, int, int], dict[str, float | None]]:
         """`FIELDS` at each (criterion, D', seed), pooled over modalities."""
-        source, census, features, options, ranks, progress = self._join
+        study = self.study
         forms = {str(at): self.builder(*point) for at, point in enumerate(wanted)}
-        shift = shift_of(source, census.fits[0], features, options.eval_rows)
-        runs = [
-            measure_forms(source, fit, features, forms, (), shift, options.eval_rows, ranks, progress)
-            for fit in census.fits
-        ]
+        shift = shift_of(study)
+        runs = [measure_forms(study, fit, forms, (), shift) for fit in study.fits]
         full = stack([run.sums["full"] for run in runs])
         pooled = {point: stack([run.sums[str(at)] for run in runs]) for at, point in enumerate(wanted)}
         return {point: figures(sums, full) for point, sums in pooled.items()}
 
     def sweep(self, counts: Sequence[int]) -> dict[str, Any]:
         """The record's `sweep`: every criterion that the given features allow, at every count."""
-        _, _, _, options, *_ = self._join
+        options, dim = self.study.options, self.study.full.dim
         criteria = [name for name, need in CRITERIA.items() if need in ("codes", "usage") or name == options.criterion]
         seeds = {name: RANDOM_SEEDS if name == "random" else 1 for name in criteria}
-        dim = self._join[0].full.dim
         below = [count for count in counts if count < dim]
         wanted = [(name, count, options.seed + k) for name in criteria for count in below for k in range(seeds[name])]
         found = self.points(wanted)
@@ -104,8 +93,7 @@ class Curve:
 
         All dimensions always meet them.
         """
-        source, _, _, options, *_ = self._join
-        dim = source.full.dim
+        options, dim = self.study.options, self.study.full.dim
         grid = sorted({max(1, round(dim * at / AUTO_POINTS)) for at in range(1, AUTO_POINTS)} - {dim})
         found = self.points([(options.criterion, count, options.seed) for count in grid])
         good = [count for count in grid if meets(found[options.criterion, count, options.seed], options)]

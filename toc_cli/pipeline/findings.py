@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from toc_cli.errors import InputError
-from toc_cli.io.features import Features, LabelSet
+from toc_cli.io.features import LabelSet
 from toc_cli.ops import probe
 from toc_cli.ops.bootstrap import interval, resample, totals
 from toc_cli.ops.criterion import ROTATIONS, Scores, score, shared
@@ -29,21 +29,21 @@ from toc_cli.ops.stability import (
     subspace_stability,
     xcov_draws,
 )  # fmt: skip
-from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.sample import Measured
-from toc_cli.pipeline.source import Fit, Source, form_for
+from toc_cli.pipeline.source import Fit, form_for
+from toc_cli.pipeline.study import Study
 
 DRIVEN_BY = {"features": "features", "xmodal": "features", "xcov": "features"}
 
 
-def stability_of(source: Source, census: Census, choice: Choice, options: Options) -> dict[str, Any] | None:
+def stability_of(study: Study, choice: Choice) -> dict[str, Any] | None:
     """Overlap of the kept sets with those of resampled codes (or feature segments); None for `random`, which resamples nothing."""
     if choice.ranking.criterion == "random":
         return None
     found = [
-        _set_stability(source, census, choice, options, row, column)
+        _set_stability(study, choice, row, column)
         for row in range(len(choice.ranking.scores))
         for column in range(len(choice.ranking.scores[0]))
     ]
@@ -55,9 +55,8 @@ def stability_of(source: Source, census: Census, choice: Choice, options: Option
     }
 
 
-def _set_stability(
-    source: Source, census: Census, choice: Choice, options: Options, row: int, column: int
-) -> Stability:
+def _set_stability(study: Study, choice: Choice, row: int, column: int) -> Stability:
+    source, census, options = study.source, study.census, study.options
     criterion, ranking = choice.ranking.criterion, choice.ranking
     levels = [row] if len(ranking.scores) > 1 else list(range(len(source.full.levels)))
     heads = [column] if len(ranking.scores[0]) > 1 else list(range(source.full.heads))
@@ -73,14 +72,15 @@ def _set_stability(
         assert census.crosses is not None
         units = [states for at in places for states in census.crosses[at]]
         return subspace_stability(leading, xcov_draws(units, seed=options.seed))
-    drawn = [_draws(source, census, criterion, options, *at) for at in places]
+    drawn = [_draws(study, criterion, *at) for at in places]
     resamples = min(len(draws) for draws in drawn)
     draws = [shared([draws[r] for draws in drawn]) for r in range(resamples)]
     ratio = parse_ratio(options.ratio) if options.ratio else None
     return stability(choice.kept[row, column], draws, ratio)
 
 
-def _draws(source: Source, census: Census, criterion: str, options: Options, level: int, head: int) -> list[Scores]:
+def _draws(study: Study, criterion: str, level: int, head: int) -> list[Scores]:
+    source, census, options = study.source, study.census, study.options
     codes, seed = source.full.levels[level].codes[head], options.seed
     if criterion == "features":
         assert census.features is not None
@@ -99,21 +99,23 @@ def _draws(source: Source, census: Census, criterion: str, options: Options, lev
     )
 
 
-def modality_agreement(source: Source, census: Census, count: int, options: Options) -> dict[str, Any] | None:
+def modality_agreement(study: Study, count: int) -> dict[str, Any] | None:
     """Overlap of the dimensions that each modality alone would keep, by its own usage-weighted score; None with one modality,
     or where a modality uses a single code."""
+    census = study.census
     if len(census.usage) < 2:
         return None
     try:
-        alone = {name: _kept_alone(source, usage, count, options) for name, usage in census.usage.items()}
+        alone = {name: _kept_alone(study, usage, count) for name, usage in census.usage.items()}
     except InputError:
         return None
     pairs = {f"{a}|{b}": jaccard(alone[a], alone[b]) for a, b in combinations(alone, 2)}
     return {"jaccard": float(np.mean(list(pairs.values()))), "pairs": pairs}
 
 
-def _kept_alone(source: Source, usage: list[np.ndarray], count: int, options: Options) -> torch.Tensor:
+def _kept_alone(study: Study, usage: list[np.ndarray], count: int) -> torch.Tensor:
     """(L or 1, H, D') by `usage-toc` with one modality's usage."""
+    source, options = study.source, study.options
     levels = range(len(source.full.levels))
     rows = [[level] for level in levels] if source.book.own_dims_per_level else [list(levels)]
     kept = []
@@ -133,21 +135,19 @@ def _kept_alone(source: Source, usage: list[np.ndarray], count: int, options: Op
     return torch.stack(kept)
 
 
-def probe_labels(
-    source: Source, census: Census, choice: Choice, runs: Mapping[str, Measured], features: Features, options: Options
-) -> dict[str, Any] | None:
+def probe_labels(study: Study, choice: Choice, runs: Mapping[str, Measured]) -> dict[str, Any] | None:
     """A linear probe on the code vectors, trained on one modality and tested on every other (on every second clip of each class
     where it is alone), before and after. None without labels that fit and have two classes to learn."""
-    for labels in features.labels.values():
-        fitting = [fit for fit in census.fits if labels.fits(fit.dataset)]
+    for labels in study.features.labels.values():
+        fitting = [fit for fit in study.fits if labels.fits(fit.dataset)]
         if not fitting:
             continue
         classes = labels.read()
         rows = [_labelled(fit, runs[fit.dataset.name], labels, classes) for fit in fitting]
         if all(len(np.unique(each.classes[each.trains])) > 1 for each in rows):
-            sides = {"before": source.full, "after": choice.form}
+            sides = {"before": study.full, "after": choice.form}
             return {"labels": labels.name} | {
-                side: _directions(form, rows, side, options) for side, form in sides.items()
+                side: _directions(form, rows, side, study.options) for side, form in sides.items()
             }
     return None
 

@@ -24,8 +24,9 @@ from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.artefacts import as_artefact
-from toc_cli.pipeline.census import Census, count_usage
+from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice, choose, rank_dimensions
+from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, refuse_impossible, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, probe_labels, stability_of
@@ -36,6 +37,7 @@ from toc_cli.pipeline.reading.explained import unexplained
 from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, hash_inputs, run_record
 from toc_cli.pipeline.sample import Form, Measured, measure_forms, shift_of
 from toc_cli.pipeline.source import Fit, Source, device_of, fits, sources
+from toc_cli.pipeline.study import Study
 
 VERIFIED_ROWS = 2048
 
@@ -47,7 +49,7 @@ class Plan:
     checkpoint: Checkpoint
     features: Features
     options: Options
-    chosen: list[tuple[Source, Census, Choice]]
+    chosen: list[tuple[Study, Choice]]
     record: dict[str, Any]
     outputs: Outputs | None = None
     ranks: Ranks = field(default_factory=Ranks)
@@ -55,12 +57,12 @@ class Plan:
     @property
     def kept(self) -> list[torch.Tensor]:
         """Per codebook the kept dimensions (L or 1, H, D') int64, ascending."""
-        return [choice.kept for _, _, choice in self.chosen]
+        return [choice.kept for _, choice in self.chosen]
 
     @property
     def scores(self) -> list[torch.Tensor]:
         """Per codebook the scores (L or 1, H, D) float64."""
-        return [torch.from_numpy(choice.table("score")) for _, _, choice in self.chosen]
+        return [torch.from_numpy(choice.table("score")) for _, choice in self.chosen]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -70,7 +72,7 @@ class Plan:
     @property
     def codebook(self) -> Quantiser:
         """The pruned quantiser of the first codebook, for `toc_cli.quantize`."""
-        return self.chosen[0][2].form
+        return self.chosen[0][1].form
 
     @property
     def load_hints(self) -> list[str]:
@@ -78,9 +80,9 @@ class Plan:
         if self.checkpoint.config is not None:
             return []
         return [
-            source.book.load_hint(choice.count)
-            for source, _, choice in self.chosen
-            if source.book.load_hint is not None
+            study.source.book.load_hint(choice.count)
+            for study, choice in self.chosen
+            if study.source.book.load_hint is not None
         ]
 
     @property
@@ -88,12 +90,13 @@ class Plan:
         """What the written forms do to a model trained on the tokens, per codebook whose tokens change."""
         changing = [mode for mode in self.options.emit if mode in ("masked", "sliced")]
         found = []
-        for (source, _, _), entry in zip(self.chosen, self.record["codebooks"], strict=True):
+        for (study, _), entry in zip(self.chosen, self.record["codebooks"], strict=True):
+            book = study.source.book
             moved = 1 - entry["after"]["token_agreement"]
             if changing and moved > 0:
-                offered = supported(self.checkpoint, source.book)["consumer"] == ""
+                offered = supported(self.checkpoint, book)["consumer"] == ""
                 found.append(
-                    f"{printable(source.book.shown, 120)}: {moved:.1%} of the tokens change in the {' and '.join(changing)} form: "
+                    f"{printable(book.shown, 120)}: {moved:.1%} of the tokens change in the {' and '.join(changing)} form: "
                     "a language model or any other model trained on the old tokens must be trained on the new ones"
                     + (" (--emit consumer keeps every token)." if offered else ".")
                 )
@@ -101,7 +104,7 @@ class Plan:
 
     def size(self, mode: Mode) -> int:
         """Bytes that an emit mode will take, headers aside."""
-        pairs = [(source, choice) for source, _, choice in self.chosen]
+        pairs = [(study.source, choice) for study, choice in self.chosen]
         if mode == "codebook":
             tensors = as_artefact(self.chosen, self.options, []).tensors
             return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
@@ -131,8 +134,8 @@ class Plan:
         return written
 
     def _write(self, outputs: Outputs, written: list[Path]) -> None:
-        chosen = [(source, choice) for source, _, choice in self.chosen]
-        samples = [_sample(self.features, census) for _, census, _ in self.chosen]
+        chosen = [(study.source, choice) for study, choice in self.chosen]
+        samples = [_sample(study) for study, _ in self.chosen]
         entries = []
         for mode in outputs.checkpoints:
             target = outputs.of(mode)
@@ -148,10 +151,8 @@ class Plan:
     def _verify(self, outputs: Outputs) -> None:
         """Load every written checkpoint in its own library, run it, and hold its tokens against the pruned codebook's."""
         for mode in outputs.checkpoints:
-            for id, (source, census, choice) in enumerate(self.chosen):
-                verify_in_library(
-                    outputs.of(mode), mode, id, source, choice, _sample(self.features, census), self.options
-                )
+            for id, (study, choice) in enumerate(self.chosen):
+                verify_in_library(outputs.of(mode), mode, id, study.source, choice, _sample(study), self.options)
 
 
 def _inputs(ckpt: Checkpoint, features: Features) -> list[Path]:
@@ -163,9 +164,9 @@ def _output(mode: str, file: Path, target: Path) -> dict[str, Any]:
     return {"mode": mode, "name": name, "bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def _sample(features: Features, census: Census) -> tuple[Fit, torch.Tensor]:
-    fit = census.fits[0]
-    blocks = features.blocks(fit.dataset.name, stop=min(VERIFIED_ROWS, fit.dataset.rows))
+def _sample(study: Study) -> tuple[Fit, torch.Tensor]:
+    fit = study.fits[0]
+    blocks = study.features.blocks(fit.dataset.name, stop=min(VERIFIED_ROWS, fit.dataset.rows))
     return fit, torch.cat([torch.from_numpy(x) for _, x in blocks])
 
 
@@ -194,33 +195,24 @@ def plan_optimization(
         outputs.refuse_what_stands(_inputs(ckpt, opened))
     device = device_of(options.device)
     books = [replace(source, full=source.full.to(device)) for source in books]
-    chosen_fits = [fits(source, opened, options.space) for source in books]
+    studies = [
+        Study(source, Census(fits(source, opened, options.space)), opened, options, ranks, progress) for source in books
+    ]
     hashes = hash_inputs(ckpt, opened) if ranks.writes else None
-    found = count_usage(books, chosen_fits, opened, options, ranks, progress)
+    count_usage(studies)
     counted = time.perf_counter()
-    sized = _sizes(books, found, opened, options, ranks, progress)
     chosen = [
-        (
-            source,
-            census,
-            choose(
-                source,
-                census,
-                rank_dimensions(source, census, options.criterion, options, options.seed),
-                count,
-                options,
-            ),
-        )
-        for source, census, count in zip(books, found, sized, strict=True)
+        (study, choose(study, rank_dimensions(study, options.criterion, options.seed), size))
+        for study, size in zip(studies, _sizes(studies), strict=True)
     ]
     if outputs is not None:
-        pairs = [(source, choice) for source, _, choice in chosen]
+        pairs = [(study.source, choice) for study, choice in chosen]
         refuse_impossible(ckpt, pairs, outputs.checkpoints)
-    entries = [_entry(*each, opened, options, ranks, progress) for each in chosen]
+    entries = [_entry(study, choice) for study, choice in chosen]
     inputs = ranks.gather(hashes.result() if hashes else None)[0] or []
     record = run_record(options, inputs, [*warnings_of(books), *unexplained(entries)], entries)
     seconds = time.perf_counter() - started
-    rows = sum(census.rows for census in found)
+    rows = sum(study.census.rows for study in studies)
     record["timing"] = {
         "seconds": round(seconds, 3), "counting_seconds": round(counted - started, 3),
         "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
@@ -238,56 +230,32 @@ def _refuse_criterion(source: Source, criterion: str) -> None:
         )
 
 
-def _sizes(
-    books: Sequence[Source],
-    found: Sequence[Census],
-    features: Features,
-    options: Options,
-    ranks: Ranks,
-    progress: Progress,
-) -> list[int]:
+def _sizes(studies: Sequence[Study]) -> list[int]:
     """D' of each codebook; `auto` is the largest need among codebooks that must be cut to one size."""
-    fixed = [parse_keep(options.keep, source.full.dim) for source in books]
-    counts = [
-        count or Curve(source, census, features, options, ranks, progress).smallest()
-        for count, source, census in zip(fixed, books, found, strict=True)
-    ]
+    sizes = [parse_keep(study.options.keep, study.full.dim) or Curve(study).smallest() for study in studies]
+    words = [study.source.book.together for study in studies]
     largest: dict[str, int] = {}
-    for source, count in zip(books, counts, strict=True):
-        largest[source.book.together] = max(count, largest.get(source.book.together, 0))
-    return [
-        largest[source.book.together] if source.book.together else count
-        for source, count in zip(books, counts, strict=True)
-    ]
+    for word, size in zip(words, sizes, strict=True):
+        largest[word] = max(size, largest.get(word, 0))
+    return [largest[word] if word else size for word, size in zip(words, sizes, strict=True)]
 
 
-def _entry(
-    source: Source,
-    census: Census,
-    choice: Choice,
-    features: Features,
-    options: Options,
-    ranks: Ranks,
-    progress: Progress,
-) -> dict[str, Any]:
+def _entry(study: Study, choice: Choice) -> dict[str, Any]:
     """Measure the choice against the baselines and describe it."""
-    curve = Curve(source, census, features, options, ranks, progress)
+    curve, options = Curve(study), study.options
     forms: dict[str, Form] = {CHOSEN: lambda: choice.form}
     forms |= {f"random{k}": curve.builder("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
     forms |= {name: curve.builder(name, choice.count, options.seed) for name in ("variance", "pca")}
-    shift = shift_of(source, census.fits[0], features, options.eval_rows)
+    shift = shift_of(study)
     runs: dict[str, Measured] = {
-        fit.dataset.name: measure_forms(
-            source, fit, features, forms, ("full", CHOSEN), shift, options.eval_rows, ranks, progress
-        )
-        for fit in census.fits
+        fit.dataset.name: measure_forms(study, fit, forms, ("full", CHOSEN), shift) for fit in study.fits
     }
-    sweep = curve.sweep(parse_sweep(options.sweep, source.full.dim)) if options.sweep else None
-    return BookRecord(source, census, choice, runs, options).build(
+    sweep = curve.sweep(parse_sweep(options.sweep, study.full.dim)) if options.sweep else None
+    return BookRecord(study, choice, runs).build(
         sweep=sweep,
-        stability=stability_of(source, census, choice, options),
-        modality_agreement=modality_agreement(source, census, choice.count, options),
-        probe=probe_labels(source, census, choice, runs, features, options),
+        stability=stability_of(study, choice),
+        modality_agreement=modality_agreement(study, choice.count),
+        probe=probe_labels(study, choice, runs),
     )
 
 

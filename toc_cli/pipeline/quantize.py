@@ -22,7 +22,7 @@ from toc_cli.io.features import Dataset, Features, open_features
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser
-from toc_cli.pipeline.census import tally, zeros
+from toc_cli.pipeline.counting import tally, zeros
 from toc_cli.pipeline.options import Progress, silent
 from toc_cli.pipeline.source import device_of, inside, on_outer_side, sources, widths
 

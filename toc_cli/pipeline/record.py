@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from toc_cli import __version__
+from toc_cli.io.artefact import RECORD_SCHEMA
 from toc_cli.io.atomic import sha256
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.features import Features
@@ -20,12 +21,13 @@ from toc_cli.ops.figures import figures
 from toc_cli.ops.geometry import Geometry, geometry
 from toc_cli.ops.metrics import measure, stack
 from toc_cli.ops.usage import count_tokens, is_rarefied, js_bits, matches, resampled_usage, usage
-from toc_cli.pipeline.census import Census, pairs_of
+from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.curve import RANDOM_SEEDS, mean, number
 from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.sample import Measured
 from toc_cli.pipeline.source import Source
+from toc_cli.pipeline.study import Study
 
 MOST_FIGURES = 8
 CHOSEN = "chosen"
@@ -57,7 +59,7 @@ def run_record(
 ) -> dict[str, Any]:
     """The whole record but for its outputs and timing."""
     return {
-        "schema_version": 1,
+        "schema_version": RECORD_SCHEMA,
         "tool": {"name": "toc", "version": __version__},
         "inputs": list(inputs),
         "options": options.as_record(),
@@ -71,13 +73,12 @@ def run_record(
 class BookRecord:
     """One codebook's part of the record, from the census, the choice and what was measured per modality."""
 
-    def __init__(
-        self, source: Source, census: Census, choice: Choice, runs: Mapping[str, Measured], options: Options
-    ) -> None:
-        self.source, self.census, self.choice, self.runs, self.options = source, census, choice, runs, options
-        self.levels, self.heads = len(source.full.levels), source.full.heads
-        self.num_codes = [level.codes.shape[1] for level in source.full.levels]
-        self.before_geometry = _geometries([level.codes for level in source.full.levels])
+    def __init__(self, study: Study, choice: Choice, runs: Mapping[str, Measured]) -> None:
+        self.source, self.census, self.options = study.source, study.census, study.options
+        self.choice, self.runs = choice, runs
+        self.levels, self.heads = len(study.full.levels), study.full.heads
+        self.num_codes = [level.codes.shape[1] for level in study.full.levels]
+        self.before_geometry = _geometries([level.codes for level in study.full.levels])
         self.after_geometry = _geometries([level.codes for level in choice.form.levels])
 
     def build(self, **more: Any) -> dict[str, Any]:

@@ -14,9 +14,8 @@ import torch
 from toc_cli.io.features import Features
 from toc_cli.ops.metrics import Spread, Sums, block_spread, block_sums, stack
 from toc_cli.ops.quantiser import Lookup, Quantiser, quantiser
-from toc_cli.pipeline.options import Progress
-from toc_cli.pipeline.ranks import Ranks
-from toc_cli.pipeline.source import Fit, Source, form_for, has_projection, inside
+from toc_cli.pipeline.source import Fit, form_for, has_projection, inside
+from toc_cli.pipeline.study import Study
 
 PIECES = 128
 """Blocks of a sample that does not take every row: enough for an interval, each long enough to read at once."""
@@ -52,27 +51,20 @@ def sampled_blocks(rows: int, wanted: int | None) -> list[tuple[int, int]]:
 
 
 def measure_forms(
-    source: Source,
-    fit: Fit,
-    features: Features,
-    forms: Mapping[str, Form],
-    keep_tokens: Sequence[str],
-    shift: np.ndarray,
-    wanted: int | None,
-    ranks: Ranks,
-    progress: Progress,
+    study: Study, fit: Fit, forms: Mapping[str, Form], keep_tokens: Sequence[str], shift: np.ndarray
 ) -> Measured:
     """Compare every form with the full codebook on the sample of one modality; the same on every rank.
 
     `shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`).
     """
-    blocks = sampled_blocks(fit.dataset.rows, wanted)
+    ranks = study.ranks
+    blocks = sampled_blocks(fit.dataset.rows, study.options.eval_rows)
     share = range(ranks.rank * len(blocks) // ranks.world, (ranks.rank + 1) * len(blocks) // ranks.world)
     parts: list[_Part] = []
     total = sum(stop - start for start, stop in blocks) * (1 + len(forms))
-    with progress(f"comparing on {fit.dataset.name}", total) as advance:
-        for x, bounds in _chunks(features, fit, [blocks[at] for at in share]):
-            parts.append(_compare(source, fit, x, bounds, forms, keep_tokens, shift, advance))
+    with study.progress(f"comparing on {fit.dataset.name}", total) as advance:
+        for x, bounds in _chunks(study.features, fit, [blocks[at] for at in share]):
+            parts.append(_compare(study.full, fit, x, bounds, forms, keep_tokens, shift, advance))
     joined = ranks.concatenate(parts)
     measured = Measured(rows=sum(stop - start for start, stop in blocks))
     spreads = [part.spread for part in joined if part.spread is not None]
@@ -110,16 +102,17 @@ def _chunks(
         yield torch.from_numpy(np.concatenate(held)), bounds
 
 
-def shift_of(source: Source, fit: Fit, features: Features, wanted: int | None) -> np.ndarray:
-    """A point (V,) near the features' mean, from the sample's first block."""
-    start, stop = sampled_blocks(fit.dataset.rows, wanted)[0]
-    x = np.concatenate([x for _, x in features.blocks(fit.dataset.name, start=start, stop=stop)])
-    target = form_for(source.full, fit).target(torch.from_numpy(x))
+def shift_of(study: Study) -> np.ndarray:
+    """A point (V,) near the features' mean, from the first block of the first modality's sample."""
+    fit = study.fits[0]
+    start, stop = sampled_blocks(fit.dataset.rows, study.options.eval_rows)[0]
+    x = np.concatenate([x for _, x in study.features.blocks(fit.dataset.name, start=start, stop=stop)])
+    target = form_for(study.full, fit).target(torch.from_numpy(x))
     return np.zeros(1) if target is None else target.numpy().mean(axis=0)
 
 
 def _compare(
-    source: Source,
+    whole: Quantiser,
     fit: Fit,
     x: torch.Tensor,
     bounds: Sequence[tuple[int, int]],
@@ -128,7 +121,7 @@ def _compare(
     shift: np.ndarray,
     advance: Callable[[int], None],
 ) -> _Part:
-    full = form_for(source.full, fit)
+    full = form_for(whole, fit)
     entered = has_projection(full) and not full.level_in
     if entered:
         # Projected once, block by block: its rounding must not follow the number of rows read together.

@@ -25,7 +25,9 @@ def validate(value: Any, kind: str = "record") -> None:
 
     problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(load(kind)).iter_errors(value))
     if problem is not None:
-        raise InputError(f"Not a {kind} of schema version 1: {_place(problem.absolute_path)} {problem.message[:200]}.")
+        raise InputError(
+            f"Not a {kind} of a schema this toc reads: {_place(problem.absolute_path)} {problem.message[:200]}."
+        )
     if kind == "record":
         for codebook in value["codebooks"]:
             _validate_lengths(codebook)

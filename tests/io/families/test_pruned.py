@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import toc_cli as toc
 from toc_cli.errors import InputError
@@ -85,3 +86,14 @@ def test_an_artefact_without_its_description_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="does not describe its codebooks"):
         detect(toc.open_checkpoint(tmp_path / "out.toc.safetensors"))
+
+
+@pytest.mark.parametrize(("schema", "read"), [("1", True), ("2", True), ("3", False)])
+def test_artefacts_of_both_schemas_are_read(tmp_path: Path, schema: str, read: bool) -> None:
+    path = tmp_path / "old.toc.safetensors"
+    save_file({"0.codebook": torch.ones(1, 1, 4, 2)}, path, {"toc.schema": schema, "toc.codebooks": "[{}]"})
+    if read:
+        assert len(read_artefact(path).codebooks) == 1
+    else:
+        with pytest.raises(InputError, match="artefact schema 3"):
+            read_artefact(path)

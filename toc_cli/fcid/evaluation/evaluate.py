@@ -20,6 +20,7 @@ from toc_cli.fcid.evaluation.tasks import Splits, Trial, trials
 from toc_cli.fcid.probes import ProbeConfig
 from toc_cli.fcid.run import device_of
 from toc_cli.fcid.run_folder import RunFolder, load_model
+from toc_cli.io.artefact import RECORD_SCHEMA
 from toc_cli.io.atomic import sha256
 from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser
@@ -51,7 +52,7 @@ def evaluate(
     started = time.perf_counter()
     found = evaluation.run()
     return {
-        "schema_version": 1,
+        "schema_version": RECORD_SCHEMA,
         "tool": {"name": "toc", "version": __version__},
         "inputs": evaluation.inputs(),
         "options": options.as_record(),

@@ -1,0 +1,51 @@
+"""What travels together from the first pass to the record: one codebook, its features, and how the run was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from toc_cli.io.features import Features
+from toc_cli.ops.quantiser import Quantiser
+from toc_cli.pipeline.census import Census
+from toc_cli.pipeline.options import Options, Progress
+from toc_cli.pipeline.ranks import Ranks
+from toc_cli.pipeline.source import Fit, Source
+
+
+@dataclass(frozen=True)
+class Study:
+    """One codebook of a run. `census` is empty until the first pass (`counting.count_usage`) has filled it."""
+
+    source: Source
+    census: Census
+    features: Features
+    options: Options
+    ranks: Ranks
+    progress: Progress
+
+    @property
+    def full(self) -> Quantiser:
+        """The unpruned quantiser, with the projection in."""
+        return self.source.full
+
+    @property
+    def fits(self) -> list[Fit]:
+        """The datasets that meet the codebook."""
+        return self.census.fits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the lookups run."""
+        return self.full.levels[0].codes.device
+
+    @property
+    def budget(self) -> int:
+        """Bytes for what grows with the features (`--max-memory`)."""
+        return self.options.max_memory
+
+    def asking(self, **changes: Any) -> Study:
+        """The same with other options."""
+        return replace(self, options=replace(self.options, **changes))
