@@ -33,7 +33,7 @@ def test_0_newest_record_in_the_terminal(tmp_path: Path, record: dict[str, Any],
     save(record, "new.toc.json")
     done = toc(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("No gate was set: ")
+    assert done.stdout.startswith("Do not ship this selection: it costs +")
     assert "new.toc.json" in done.stdout
     assert "\x1b" not in done.stdout
 

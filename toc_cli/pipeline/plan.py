@@ -28,7 +28,7 @@ from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice, choose, rank_dimensions
 from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
-from toc_cli.pipeline.emission import edits_for, refuse_impossible, verify_in_library, write_checkpoint
+from toc_cli.pipeline.emission import edits_for, forms_of, refuse_impossible, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, probe_labels, stability_of
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outputs import Outputs
@@ -208,7 +208,7 @@ def plan_optimization(
     if outputs is not None:
         pairs = [(study.source, choice) for study, choice in chosen]
         refuse_impossible(ckpt, pairs, outputs.checkpoints)
-    entries = [_entry(study, choice) for study, choice in chosen]
+    entries = [{**_entry(study, choice), "forms": forms_of(ckpt, study.source, choice)} for study, choice in chosen]
     inputs = ranks.gather(hashes.result() if hashes else None)[0] or []
     record = run_record(options, inputs, [*warnings_of(books), *unexplained(entries)], entries)
     seconds = time.perf_counter() - started

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from toc_cli import __version__
 from toc_cli.errors import CheckFailed, InputError, UsageError
+from toc_cli.report import advice, verdict
 from toc_cli.report import checks as gate
-from toc_cli.report import verdict
+from toc_cli.report.advice import Advice
 from toc_cli.report.checks import Check, Outcome
 from toc_cli.report.metrics import values
 from toc_cli.report.reading import Run
@@ -38,6 +39,7 @@ class RunReport:
     run: Run
     subjects: tuple[Subject, ...]
     alarms: tuple[Alarm, ...]
+    advice: Advice
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,14 @@ class Report:
     """pass, warn, fail or open (nothing was checked)."""
     headline: str
     fail_on: FailOn
+    advice: Advice
+    """The most cautious of the runs'."""
     version: str = __version__
+
+    @property
+    def tone(self) -> str:
+        """pass, warn or fail, as a reader should take it: the advice decides where nothing was checked."""
+        return self.status if self.status != "open" else advice.TONE[self.advice.kind]
 
     def raise_failed(self) -> None:
         """CheckFailed that names the failed checks, where any counts."""
@@ -89,13 +98,15 @@ def assemble(
     reports = tuple(_run(run, numbers, checks, baseline) for run, numbers in zip(runs, measured, strict=True))
     outcomes = tuple(outcome for report in reports for subject in report.subjects for outcome in subject.outcomes)
     left = sum(len(unweighed(report)) for report in reports)
+    worst = max(reports, key=lambda report: advice.ORDER.index(report.advice.kind)).advice
     return Report(
         reports,
         baseline,
         outcomes,
         verdict.status(outcomes, left, fail_on),
-        verdict.headline(outcomes, left, fail_on),
+        verdict.headline(outcomes, left, fail_on, worst.text),
         fail_on,
+        worst,
     )
 
 
@@ -112,7 +123,8 @@ def _run(run: Run, numbers: Sequence[Values], checks: Sequence[Check], baseline:
         judged = tuple(gate.judge(check, run.name, codebook, measured, old) for check in checks)
         subjects.append(Subject(codebook, measured, old, judged, verdict.summary(codebook, measured)))
     by_id = {subject.codebook["id"]: subject.values for subject in subjects}
-    return RunReport(run, tuple(subjects), tuple(verdict.warnings(run.record, by_id)))
+    alarms = tuple(verdict.warnings(run.record, by_id))
+    return RunReport(run, tuple(subjects), alarms, advice.advise(run.record, by_id))
 
 
 def _counterpart(codebook: dict[str, Any], baseline: Run) -> Values:

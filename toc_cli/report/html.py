@@ -8,13 +8,14 @@ from typing import Any
 
 from toc_cli.errors import missing_extra
 from toc_cli.report import evaluation, gallery, tables
+from toc_cli.report.advice import RULES, rerun
 from toc_cli.report.assemble import Report, RunReport, Subject, unweighed
 from toc_cli.report.checks import Outcome
 from toc_cli.report.metrics import METRICS
-from toc_cli.report.words import interval, number
+from toc_cli.report.words import interval, number, option
 from toc_cli.report.words import name as shown
 
-SEAL = {"pass": "✓", "warn": "!", "fail": "✕", "open": "i"}
+SEAL = {"pass": "✓", "warn": "!", "fail": "✕"}
 TILES = ("token_agreement", "excess_distortion", "advantage_over_random", "bytes_ratio")
 ROOM, BOOK = 12, 3
 """What is drawn in a page: each codebook takes `BOOK` and one per level and head; those beyond `ROOM` keep their tables."""
@@ -42,7 +43,9 @@ def render(report: Report) -> str:
     return template.render(
         report=report,
         style=Markup(_resource("style.css")),
-        seal=SEAL[report.status],
+        seal=SEAL[report.tone],
+        advice=_spoken(f"{'' if report.status == 'open' else report.advice.text} {report.advice.then}".strip()),
+        rules=RULES,
         summaries=[_summary(subject) for _, subject in pairs],
         tiles=_tiles(report),
         outcomes=[_outcome(o) for o in sorted(report.outcomes, key=lambda o: o.status != "failed")],
@@ -60,6 +63,11 @@ def render(report: Report) -> str:
         ],
         runs=[_run(run) for run in report.runs],
     )
+
+
+def _spoken(text: str) -> list[tuple[bool, str]]:
+    """A sentence in parts, those in backticks (commands) marked."""
+    return [(at % 2 == 1, part) for at, part in enumerate(shown(text, 2000).split("`")) if part]
 
 
 def _resource(name: str) -> str:
@@ -189,6 +197,7 @@ def _run(run: RunReport) -> dict[str, Any]:
     files_ = [(i["role"], i) for i in record["inputs"]] + [(f"output: {o['mode']}", o) for o in record["outputs"]]
     return {
         "name": shown(run.run.name),
+        "command": rerun(record),
         "tool": f"{shown(record['tool']['name'], 40)} {shown(record['tool']['version'], 40)}",
         "files": [
             {
@@ -200,7 +209,7 @@ def _run(run: RunReport) -> dict[str, Any]:
             for role, entry in files_
         ],
         "options": [
-            {"name": shown(key, 40), "value": shown(str(value), 200)}
+            {"name": shown(key, 40), "value": option(value)}
             for key, value in sorted(record["options"].items())
             if value is not None
         ],

@@ -17,10 +17,12 @@ def data(report: Report) -> dict[str, Any]:
         "tool": {"name": "toc", "version": report.version},
         "verdict": report.status,
         "headline": report.headline,
+        "advice": asdict(report.advice),
         "checks": [_check(outcome) for outcome in report.outcomes],
         "runs": [
             {
                 "name": run.run.name,
+                "advice": asdict(run.advice),
                 "warnings": [asdict(alarm) for alarm in run.alarms],
                 "codebooks": [
                     {

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from toc_cli.report import evaluation, tables
+from toc_cli.report.advice import rerun
 from toc_cli.report.assemble import Report, RunReport, Subject
 from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
 from toc_cli.report.words import name as shown
-from toc_cli.report.words import plural
+from toc_cli.report.words import option, plural
 
 MOST_BYTES = 1_000_000
-MARK = {"pass": "✅", "warn": "⚠️", "fail": "❌", "open": "ℹ️", "passed": "✅", "failed": "❌", "skipped": "➖"}
+MARK = {"pass": "✅", "warn": "⚠️", "fail": "❌", "passed": "✅", "failed": "❌", "skipped": "➖"}
 _CUT = "\n*Cut here to stay under GitHub's limit; the JSON report has everything.*\n"
 
 
 def render(report: Report) -> str:
     """The whole report as one markdown text."""
-    blocks = [f"## {MARK[report.status]} {report.headline}", *_checks(report.outcomes)]
+    advice = "" if report.status == "open" else report.advice.text
+    blocks = [f"## {MARK[report.tone]} {_prose(report.headline)}", _spoken(f"{advice} {report.advice.then}".strip())]
+    blocks = [*filter(None, blocks), *_checks(report.outcomes)]
     for run in report.runs:
         blocks += [f"### {code(run.run.name)}", *_alarms(run)]
         for subject in run.subjects:
@@ -41,6 +44,12 @@ def escaped(text: str) -> str:
 def _prose(text: str) -> str:
     """A sentence of ours that may quote a name: only what can start markup is escaped."""
     return "".join(f"&#{ord(c)};" if c in "<>&`*_[]\\|@#~$!" else c for c in shown(text, 1000))
+
+
+def _spoken(text: str) -> str:
+    """A sentence of ours whose commands stand in backticks: those as code, the rest as prose."""
+    parts = text.split("`")
+    return "".join(code(part, 1000) if at % 2 else _prose(part) for at, part in enumerate(parts))
 
 
 def _checks(outcomes: Sequence[Outcome]) -> list[str]:
@@ -122,13 +131,15 @@ def _provenance(run: RunReport) -> str:
     rows = [(escaped(i["role"]), code(i["name"]), f"{i['bytes']:,}", code(i["sha256"])) for i in record["inputs"]]
     rows += [(escaped(o["mode"]), code(o["name"]), f"{o['bytes']:,}", code(o["sha256"])) for o in record["outputs"]]
     options = ", ".join(
-        f"{escaped(shown(key, 40))} {code(str(value), 80)}"
+        f"{escaped(shown(key, 40))} {code(option(value), 80)}"
         for key, value in sorted(record["options"].items())
         if value is not None
     )
     version = f"{escaped(shown(record['tool']['name']))} {escaped(shown(record['tool']['version']))}"
     return _fold(
-        "Provenance", _table(("", "file", "bytes", "SHA-256"), rows) + f"\n\nMade by {version}. Options: {options}"
+        "Provenance",
+        _table(("", "file", "bytes", "SHA-256"), rows)
+        + f"\n\nMade by {version}. Options: {options}\n\nAgain: {code(rerun(record), 1000)}",
     )
 
 

@@ -36,6 +36,9 @@ TRUST = (
     "modality_jaccard",
 )
 
+COLUMNS = ("before", "after", "random", "variance", "pca")
+"""What the cells of a row of `quality` are."""
+
 NOTABLE = 0.01  # changes below this share of the old value are shown without judgement
 
 

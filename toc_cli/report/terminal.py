@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -15,13 +15,16 @@ from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
 from toc_cli.report.words import name as shown
 
-STYLE = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red", "open": "bold"}
+STYLE = {"pass": "bold green", "warn": "bold yellow", "fail": "bold red"}
 SIGN = {"passed": Text("✓", style="green"), "failed": Text("✗", style="red"), "skipped": Text("–", style="dim")}
 
 
 def render(report: Report) -> Group:
     """Names out of files are plain text here: no markup is parsed, control characters are shown escaped."""
-    parts: list[RenderableType] = [Text(report.headline, style=STYLE[report.status])]
+    parts: list[RenderableType] = [Text(report.headline, style=STYLE[report.tone])]
+    advice = "" if report.status == "open" else report.advice.text
+    if said := f"{advice} {report.advice.then}".strip():
+        parts.append(Text(said.replace("`", "")))
     if report.outcomes:
         parts.append(Padding(_checks(report.outcomes), (1, 0, 0, 0)))
     for run in report.runs:
@@ -47,21 +50,50 @@ def _subject(subject: Subject) -> list[RenderableType]:
     book = subject.codebook
     about = f"codebook {book['id']} {shown(book['key'])} ({shown(book['family'], 40)}): {subject.summary}"
     parts: list[RenderableType] = [Text(about), Text()]
-    parts.append(_table(("", "before", "after", "random", "variance", "pca"), tables.quality(subject)))
-    parts.append(_table(("", "before", "after", "change"), tables.state(subject)))
+    parts.append(Fitted(QUALITY, tables.quality(subject)))
+    parts.append(Fitted(STATE, tables.state(subject)))
     if rows := tables.compared(subject):
-        parts.append(_table(("", "baseline", "this run", "change"), rows))
+        parts.append(Fitted(COMPARED, rows))
     return parts
 
 
-def _table(head: Iterable[str], rows: Iterable[Row]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for index, column in enumerate(head):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        style = {"better": "green", "worse": "red"}.get(row.good, "")
-        cells = [Text(cell.text) + Text(f"\n{cell.spread}" if cell.spread else "", style="dim") for cell in row.cells]
-        if row.good:
-            cells[-1].stylize(style)
-        table.add_row(Text(row.metric.label), *cells)
-    return Padding(table, (0, 0, 1, 0))
+WIDE = 100
+"""Columns from which every column of a table is drawn."""
+QUALITY = ("before", "after", "95% interval", "random", "pca", "variance*", "random range*")
+STATE = ("before", "after", "change", "95% interval*")
+COMPARED = ("baseline", "this run", "change")
+"""The columns of each table; those with a star only in a wide terminal."""
+
+
+class Fitted:
+    """A table of one line per metric: what does not fit into the terminal is left to the other formats."""
+
+    def __init__(self, head: Sequence[str], rows: Sequence[Row]) -> None:
+        self.head, self.rows = head, rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        columns = [name for name in self.head if options.max_width >= WIDE or not name.endswith("*")]
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        table.add_column("", no_wrap=True)
+        for name in columns:
+            table.add_column(name.rstrip("*"), justify="right", no_wrap=True)
+        for row in self.rows:
+            cells = [_cell(row, name.rstrip("*"), self.head) for name in columns]
+            if row.good:
+                cells[columns.index("change")].stylize({"better": "green", "worse": "red"}[row.good])
+            table.add_row(Text(row.metric.label), *cells)
+        yield Padding(table, (0, 0, 1, 0))
+
+
+def _cell(row: Row, column: str, head: Sequence[str]) -> Text:
+    """A row's text under a column; intervals and ranges have their own."""
+    of = {"95% interval": "after", "random range": "random"}.get(column)
+    if of is not None:
+        return Text(row.cells[_place(of, head)].spread, style="dim")
+    return Text(row.cells[_place(column, head)].text)
+
+
+def _place(column: str, head: Sequence[str]) -> int:
+    """Where a row holds a column's cell: rows hold before, after, random, variance, pca, whatever order they are shown in."""
+    order = tables.COLUMNS if head is QUALITY else tuple(name.rstrip("*") for name in head)
+    return order.index(column)

@@ -70,8 +70,8 @@ def failing(outcomes: Sequence[Outcome], fail_on: str) -> list[Outcome]:
     return [o for o in outcomes if o.status == "failed" and (o.check.level == "error" or fail_on == "warn")]
 
 
-def headline(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str) -> str:
-    """Ship or not, in one line."""
+def headline(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str, advice: str) -> str:
+    """Ship or not, in one line: what the gate says, or the advice where nothing was checked."""
     held = sum(outcome.status == "passed" for outcome in outcomes)
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     weigh = f"{plural(open_alarms, 'warning')} to weigh" if open_alarms else ""
@@ -80,7 +80,7 @@ def headline(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str) -> str
             count = len(failing(outcomes, fail_on))
             return f"Do not ship: {count} of {plural(held + failed, 'check')} {'fails' if count == 1 else 'fail'}."
         case "open":
-            return f"No gate was set: {weigh or 'nothing to warn about'}."
+            return advice
         case "warn":
             soft = f"{plural(failed, 'soft check')} {'fails' if failed == 1 else 'fail'}" if failed else ""
             return f"Ship with care: {' and '.join(filter(None, [soft, weigh]))}."

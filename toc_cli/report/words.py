@@ -52,6 +52,13 @@ def raw(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.6g}"
 
 
+def option(value: object) -> str:
+    """A recorded option in words: lists as `a, b`, never as Python spells them."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(option, value)) or "none"
+    return name(str(value).lower() if isinstance(value, bool) else str(value), 200)
+
+
 def plural(count: int, noun: str) -> str:
     """`1 check`, `2 checks`, `1,024 codes`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

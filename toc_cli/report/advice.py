@@ -1,0 +1,253 @@
+"""What to do about a run, in one sentence with the command: ship this selection, or run that one instead.
+
+The rules, the first that holds, per codebook; the run takes the most cautious one of its codebooks:
+
+1. never     the features are not what the codebook was trained on (SNR of at most 0 dB before pruning), the reading is only assumed,
+             or the sample has fewer features than the codebook has codes: no figure here can be trusted
+2. ship      nothing was dropped; or the distortion is no higher within its interval; or it is within the bound that was asked
+3. stop      another measured selection of this size costs less than the interval of this one, or random ones do as well
+4. weigh     it costs something, and nothing measured at this size clearly costs less
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from toc_cli.report.verdict import FEATURES_PER_CODE, Values
+from toc_cli.report.words import name as shown
+from toc_cli.report.words import number, plural
+
+Kind = Literal["ship", "weigh", "stop", "never"]
+ORDER: tuple[Kind, ...] = ("ship", "weigh", "stop", "never")
+TONE = {"ship": "pass", "weigh": "warn", "stop": "fail", "never": "fail"}
+RULES = {
+    "ship": "nothing was dropped, the distortion is no higher within its interval, or it is within the bound that was asked",
+    "weigh": "the selection costs something, and nothing measured at this size clearly costs less",
+    "stop": "another measured selection of this size costs less than the interval of this one, or random ones do as well",
+    "never": "the features do not fit the codebook (SNR of at most 0 dB before pruning), how it is read is only assumed, "
+    "or the sample has fewer features than codes",
+}
+"""What each kind of advice means, for the page and `toc explain`."""
+
+MOST_FEATURES = 3
+"""Feature files that a command names; of more it says `FEATURES`."""
+READING = {"codebook": "--codebook", "layout": "--layout", "metric": "--metric", "channel_axis": "--channel-axis"}
+CHOICE = {"normalize": "--normalize", "ratio": "--ratio", "fill": "--fill", "seed": "--seed"}
+DEFAULTS = {"normalize": "none", "seed": 0}
+"""Options that a command repeats: how the files are read always, how dimensions are chosen where the criterion stays."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do about a run or a codebook."""
+
+    kind: Kind
+    text: str
+    """What to do, in one sentence."""
+    then: str = ""
+    """What to do instead or next; a command stands in backticks."""
+    command: str = ""
+    """The command alone, where there is a better run than this one."""
+    codebook: int | None = None
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another selection of the same size that was measured beside the chosen one."""
+
+    criterion: str
+    excess: float | None
+    agreement: float | None
+
+
+def advise(record: Mapping[str, Any], values: Mapping[int, Values]) -> Advice:
+    """The advice on a run: the most cautious of its codebooks', all of them summed up where every one ships."""
+    books = record["codebooks"]
+    if not books:
+        return Advice("weigh", "Nothing was pruned in this run: read its figures.")
+    each = [_book(record, book, values[book["id"]]) for book in books]
+    worst = max(each, key=lambda advice: ORDER.index(advice.kind))
+    if len(books) == 1 or worst.kind != "ship":
+        where = f"Codebook {worst.codebook}: " if len(books) > 1 else ""
+        return replace(worst, text=where + worst.text)
+    agreement = [value for book in books if (value := values[book["id"]].get("token_agreement")) is not None]
+    least = f", at least {number(min(agreement), 'share')} of tokens unchanged in each" if agreement else ""
+    return Advice("ship", f"Ship it: {plural(len(books), 'codebook')} pruned{least}.")
+
+
+def _book(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice:
+    for rule in (_veto, _nothing_lost, _stop):
+        found = rule(record, book, values)
+        if found is not None:
+            return found
+    cost = _cost(values.get("excess_distortion"), values.get("token_agreement"))
+    bound = values.get("excess_distortion")
+    check = "token_agreement>=99%" if bound is None else f"excess_distortion<={_above(100 * bound)}%"
+    text = f"Weigh it: {_share(book)} kept, {cost}, and nothing measured at this size clearly costs less."
+    then = f"Ship it if you can lose that, and let the gate hold it: `toc report --check '{check}'`."
+    return Advice("weigh", text, then, codebook=book["id"])
+
+
+def _veto(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
+    snr, per_code = book["before"].get("snr_db"), values.get("sample_per_code")
+    if snr is not None and snr <= 0:
+        text = (
+            "Do not ship: these features are not what this codebook was trained on: it explains them with "
+            f"{number(snr, 'db')} before anything is pruned."
+        )
+        then = "Capture what reaches the quantiser: `toc capture MODEL DATA -o feats.h5`."
+        return Advice("never", text, then, codebook=book["id"])
+    if book.get("evidence") == "assumed" and not record["options"].get("assume"):
+        text = "Do not ship yet: how this codebook is read is assumed, not known."
+        then = "The model's own tokens beside the features prove it: `toc capture MODEL DATA -o feats.h5`."
+        return Advice("never", text, then, codebook=book["id"])
+    if per_code is not None and per_code < 1:
+        codes = max(book["num_codes"])
+        text = f"Do not ship yet: {book['sample']['evaluated']:,} features cannot vet {codes:,} codes."
+        return Advice("never", text, f"Give at least {FEATURES_PER_CODE * codes:,}.", codebook=book["id"])
+    return None
+
+
+def _nothing_lost(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
+    excess, agreement = values.get("excess_distortion"), values.get("token_agreement")
+    bounds = book["ci95"]["after"].get("excess_distortion")
+    if book["kept_dim"] == book["dim"] and agreement == 1:
+        return Advice("ship", "Ship it: every dimension is kept and every token is unchanged.", codebook=book["id"])
+    lossless = agreement == 1 if excess is None else (bounds[0] if bounds else excess) <= 0
+    asked = _asked(record["options"], excess, agreement)
+    if not lossless and not asked:
+        return None
+    same = f"{number(agreement, 'share')} of tokens unchanged" if agreement is not None else "tokens unmeasured"
+    cost = "" if excess is None else f", distortion {number(excess, 'change')}"
+    return Advice("ship", f"Ship it: {_share(book)}, {same}{cost}{asked}.", codebook=book["id"])
+
+
+def _asked(options: Mapping[str, Any], excess: float | None, agreement: float | None) -> str:
+    """Which bounds of the run hold, in words; "" where none was asked or one does not hold."""
+    parts = []
+    for name, value, holds in (
+        ("max_distortion", excess, lambda value, bound: value <= bound),
+        ("min_agreement", agreement, lambda value, bound: value >= bound),
+    ):
+        bound = options.get(name)
+        if bound is None:
+            continue
+        if value is None or not holds(value, bound):
+            return ""
+        parts.append(f"--{name.replace('_', '-')} {bound:g}")
+    return f", within {' and '.join(parts)}" if parts else ""
+
+
+def _stop(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
+    excess, agreement = values.get("excess_distortion"), values.get("token_agreement")
+    cost = _cost(excess, agreement)
+    better = _better(record, book)
+    if better is not None:
+        command = rerun(
+            record, criterion=better.criterion, keep=str(book["kept_dim"]), emit=_offered(book, better.criterion)
+        )
+        then = f"`{command}` costs {_price(better.excess, better.agreement)}{_forms(book, better.criterion)}."
+        return Advice("stop", f"Do not ship this selection: {cost}.", then, command, book["id"])
+    low = values.get("advantage_over_random_low")
+    if low is not None and low <= 0:
+        command = rerun(record, criterion="auto", keep=str(book["kept_dim"]))
+        text = f"Do not ship this selection: {cost}, and random dimensions do as well at this size."
+        return Advice("stop", text, f"Try `{command}`.", command, book["id"])
+    return None
+
+
+def rivals(book: Mapping[str, Any]) -> list[Rival]:
+    """The selections of the same size in a codebook's entry: its baselines, and what `--criterion auto` tried."""
+    found = []
+    for name, figures in book["baselines"].items():
+        if name != "random" and figures.get("excess_distortion") is not None:
+            found.append(Rival(name, figures["excess_distortion"], figures.get("token_agreement")))
+    return found
+
+
+def _better(record: Mapping[str, Any], book: Mapping[str, Any]) -> Rival | None:
+    """The rival that costs least, where that is below the interval of the chosen selection and a form asked for can take it."""
+    bounds = book["ci95"]["after"].get("excess_distortion")
+    if not bounds:
+        return None
+    own = record["options"].get("criterion")
+    below = [r for r in rivals(book) if r.excess is not None and r.excess < bounds[0] and r.criterion != own]
+    return min(below, key=lambda rival: rival.excess or 0.0, default=None)
+
+
+def _offered(book: Mapping[str, Any], criterion: str) -> list[str]:
+    """The forms that this family can write of a criterion's selection; the artefact alone where the record does not say."""
+    forms = (book.get("forms") or {}).get(criterion)
+    return [mode for mode, reason in forms.items() if not reason] if forms else ["codebook"]
+
+
+def _forms(book: Mapping[str, Any], criterion: str) -> str:
+    """In which forms that can be written; "" where the record does not say."""
+    if criterion not in (book.get("forms") or {}):
+        return ""
+    modes = _offered(book, criterion)
+    listed = " or ".join(filter(None, [", ".join(modes[:-1]), modes[-1]]))
+    return f" and can be written as {listed} for this family"
+
+
+def _cost(excess: float | None, agreement: float | None) -> str:
+    price = _price(excess, agreement)
+    return f"it costs {price}"
+
+
+def _price(excess: float | None, agreement: float | None) -> str:
+    """`+374% distortion`; what tokens change where a codebook has no distortion."""
+    if excess is not None:
+        return f"{number(excess, 'change')} distortion"
+    return "an unknown price" if agreement is None else f"{number(1 - agreement, 'share')} of the tokens"
+
+
+def _share(book: Mapping[str, Any]) -> str:
+    kept, dim = book["kept_dim"], book["dim"]
+    words = {2: "half the dimensions", 3: "a third of the dimensions", 4: "a quarter of the dimensions"}
+    if kept < dim and dim % kept == 0 and dim // kept in words:
+        return words[dim // kept]
+    return f"{kept:,} of {dim:,} dimensions"
+
+
+def _above(percent: float) -> str:
+    """A number of percent in two digits that the value does not exceed."""
+    step = 10.0 ** (math.floor(math.log10(percent)) - 1)
+    return f"{math.ceil(percent / step) * step:.6g}"
+
+
+def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **changes: str) -> str:
+    """The command that makes this record, with some options changed (`criterion`, `keep`); names are quoted for a shell.
+
+    Of the forms only those in `emit` are asked again.
+    """
+    options = {**record["options"], **changes}
+    modes = [m for m in options.get("emit", ()) if m != "codebook" and (emit is None or m in emit)]
+    named = {role: [e["name"] for e in record["inputs"] if e["role"] == role] for role in ("checkpoint", "features")}
+    checkpoint, features = named["checkpoint"], named["features"]
+    words = ["toc optimize", _quoted(checkpoint[0]) if len(checkpoint) == 1 else "CHECKPOINT"]
+    words += (
+        [f"--features {_quoted(f)}" for f in features]
+        if 0 < len(features) <= MOST_FEATURES
+        else ["--features FEATURES"]
+    )
+    if options.get("criterion", "toc") != "toc":
+        words.append(f"--criterion {_quoted(options['criterion'])}")
+    words.append(f"--keep {_quoted(options.get('keep', '0.5'))}")
+    if options.get("keep") == "auto":
+        bounds = ("max_distortion", "min_agreement")
+        words += [f"--{b.replace('_', '-')} {options[b]:g}" for b in bounds if options.get(b) is not None]
+    flags = READING if "criterion" in changes else {**READING, **CHOICE}
+    for name, flag in flags.items():
+        value = options.get(name)
+        if value not in (None, [], DEFAULTS.get(name)):
+            words += [f"{flag} {_quoted(one)}" for one in (value if isinstance(value, list) else [value])]
+    return " ".join([*words, *(f"--emit {_quoted(mode)}" for mode in modes)])
+
+
+def _quoted(value: object) -> str:
+    return shlex.quote(shown(str(value), 200))
