@@ -23,6 +23,17 @@ Layout = Annotated[
     str | None, typer.Option(metavar="AXES", help="Axis order of --codebook: KD, DK, HKD, KHD, LKD, '(HK)D,H=2', ….")
 ]
 Metric = Annotated[str | None, typer.Option(help="euclidean, cosine or dot, where the file cannot say.")]
+Rows = Annotated[
+    Literal["unit", "as-is"] | None,
+    typer.Option(help="unit: features (under cosine the codes passed on) have length one; as-is: they have not."),
+]
+Table = Annotated[
+    Literal["raw", "mean"] | None, typer.Option(help="The table as stored, or the mean of its features: sums / counts.")
+]
+Scale = Annotated[
+    str | None,
+    typer.Option(metavar="KEY|none", help="Scale of a table stored as float8 or int8; none: take it as stored."),
+]
 Assume = Annotated[
     bool, typer.Option("--assume", help="Take a reading that is only assumed for true: offers the edited checkpoints.")
 ]
@@ -31,8 +42,8 @@ ChannelAxis = Annotated[
     int | None, typer.Option(help="Axis of the feature dimensions: 1 for (N, C, H, W). Default: the last.")
 ]
 Space = Annotated[
-    Literal["auto", "codebook"],
-    typer.Option(help="auto, or codebook: the features are already past the checkpoint's projection."),
+    Literal["auto", "encoder", "codebook"],
+    typer.Option(help="Features stand before the checkpoint's projection (encoder) or past it (codebook)."),
 ]
 MaxMemory = Annotated[str, typer.Option(metavar="SIZE", help="Bytes for blocks of features.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where the nearest codes are searched.")]

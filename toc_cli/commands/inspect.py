@@ -19,6 +19,9 @@ def inspect(
     codebook: flags.Codebook = None,
     layout: flags.Layout = None,
     metric: flags.Metric = None,
+    rows: flags.Rows = None,
+    table: flags.Table = None,
+    scale: flags.Scale = None,
     assume: flags.Assume = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -29,8 +32,9 @@ def inspect(
     from toc_cli.pipeline import inspect_checkpoint
 
     found = inspect_checkpoint(
-        checkpoint, codebook=codebook, layout=layout, metric=metric, assume=assume, numbers=numbers
-    )
+        checkpoint, numbers=numbers, codebook=codebook, layout=layout, metric=metric, rows=rows, table=table,
+        scale=scale, assume=assume,
+    )  # fmt: skip
     sink = Output(as_json, quiet)
     for book in found["codebooks"]:
         for warning in book["warnings"]:

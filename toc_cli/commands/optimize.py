@@ -46,6 +46,9 @@ def optimize(
     codebook: flags.Codebook = None,
     layout: flags.Layout = None,
     metric: flags.Metric = None,
+    rows: flags.Rows = None,
+    table: flags.Table = None,
+    scale: flags.Scale = None,
     assume: flags.Assume = False,
     modality: flags.Modality = None,
     channel_axis: flags.ChannelAxis = None,
@@ -78,10 +81,10 @@ def optimize(
 
     options = Options(
         keep=keep, criterion=criterion, weights=parse_weights(weights), normalize=normalize, ratio=ratio,
-        codebook=codebook, layout=layout, metric=metric, assume=assume, modalities=tuple(modality or ()), channel_axis=channel_axis,
-        space=space, max_memory=parse_bytes(max_memory), eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep,
-        max_distortion=max_distortion, min_agreement=min_agreement, emit=parse_modes(emit),
-        device=device, seed=seed,
+        codebook=codebook, layout=layout, metric=metric, rows=rows, table=table, scale=scale, assume=assume,
+        modalities=tuple(modality or ()), channel_axis=channel_axis, space=space, max_memory=parse_bytes(max_memory),
+        eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep, max_distortion=max_distortion,
+        min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,
     )  # fmt: skip
     sink = Output(as_json, quiet)
     outputs = Outputs(checkpoint, options.emit, output, force)

@@ -27,6 +27,14 @@ def quantize(
     ] = None,
     vectors: Annotated[bool, typer.Option("--vectors", help="Write the quantised vectors too.")] = False,
     book: Annotated[int, typer.Option("--id", help="Which codebook of the artefact.")] = 0,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The tensor of a checkpoint to take as the codebook.")
+    ] = None,
+    layout: flags.Layout = None,
+    metric: flags.Metric = None,
+    rows: flags.Rows = None,
+    table: flags.Table = None,
+    scale: flags.Scale = None,
     modality: flags.Modality = None,
     channel_axis: flags.ChannelAxis = None,
     space: flags.Space = "auto",
@@ -44,6 +52,7 @@ def quantize(
 
     options = QuantizeOptions(
         book=book, vectors=vectors, modalities=tuple(modality or ()), channel_axis=channel_axis, space=space,
+        reading={"codebook": key, "layout": layout, "metric": metric, "rows": rows, "table": table, "scale": scale},
         max_memory=parse_bytes(max_memory), device=device,
     )  # fmt: skip
     sink = Output(as_json, quiet)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -83,6 +84,8 @@ class Quantiser:
     """The unit-length code is what is passed on."""
     stored_unit: bool = False
     """Cosine codes are stored with unit length and taken as they are stored: compared by the dot product, passed on unchanged."""
+    unit_in: bool = False
+    """Features are divided by their length, head by head, where the levels start; the codes are met as they are stored."""
     project_in: Linear | None = None
     norm_in: LayerNorm | None = None
     level_in: tuple[Linear, ...] = ()
@@ -126,6 +129,15 @@ class Quantiser:
     def lookup(self, x: Array) -> Lookup:
         """Tokens and near ties (N, L, H)."""
         return self._walk(x, near_ties=True)
+
+    def lookup_after(self, x: Array, tokens: torch.Tensor) -> Lookup:
+        """What each level chooses where the levels before it chose `tokens` (N, L, H) int64: each level judged alone."""
+        x = self._checked(x)
+        parts = [
+            self._tile(*tiles) for tiles in zip(x.split(TILE_ROWS), repeat(True), tokens.split(TILE_ROWS), strict=False)
+        ]
+        found, ties = zip(*parts, strict=True)
+        return Lookup(torch.cat(found), torch.cat(ties))
 
     def vectors(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the tokens (N, L, H) stand for: (N, V) float64, summed over levels."""
@@ -265,13 +277,17 @@ class Quantiser:
 
     def _walk(self, x: Array, near_ties: bool) -> Lookup:
         x = self._checked(x)
-        plain = len(self.levels) == 1 and self.width == self.heads * self.dim and self.logits is None
+        plain = (
+            len(self.levels) == 1 and self.width == self.heads * self.dim and self.logits is None and not self.unit_in
+        )
         step = len(x) if plain and self.project_in is None and not self.level_in else TILE_ROWS
         parts = [self._tile(tile, near_ties) for tile in x.split(max(1, step))]
         tokens, ties = zip(*parts, strict=True)
         return Lookup(torch.cat(tokens), torch.cat(ties))
 
-    def _tile(self, x: torch.Tensor, near_ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tile(
+        self, x: torch.Tensor, near_ties: bool, given: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.logits is not None:
             return self._from_logits(x)
         state = self.enter(x)
@@ -288,7 +304,7 @@ class Quantiser:
                 else:
                     tokens[:, at, head] = searcher.assign(columns).cpu()
             if self.residual and at + 1 < len(self.levels):
-                state = state.cpu().double() - self._level_vectors(at, tokens[:, at])
+                state = state.cpu().double() - self._level_vectors(at, (tokens if given is None else given)[:, at])
         return tokens, ties
 
     def _from_logits(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -306,6 +322,8 @@ class Quantiser:
             x = torch.from_numpy(_affine(self.project_in, float64(x)))
         if self.norm_in is not None:
             x = torch.from_numpy(_layer_norm(self.norm_in, float64(x)))
+        if self.unit_in:
+            x = torch.from_numpy(self._unit_heads(float64(x)))
         return x
 
     def _level_input(self, level: int, state: torch.Tensor) -> torch.Tensor:
@@ -330,6 +348,7 @@ def quantiser(
     residual: bool = False,
     unit_vectors: bool = False,
     stored_unit: bool = False,
+    unit_in: bool = False,
     project_in: Linear | None = None,
     norm_in: LayerNorm | None = None,
     level_in: Sequence[Linear] = (),
@@ -352,7 +371,8 @@ def quantiser(
     exact = [table.float() if table.element_size() == 1 else table for table in tables]  # torch compares no float8
     levels = _levels(exact, fill, metric == "cosine", unit_vectors and not stored_unit, kept, rotation)
     own = (tuple(level_in), tuple(level_out))
-    return Quantiser(levels, metric, residual, unit_vectors, stored_unit, project_in, norm_in, *own, logits)
+    units = (unit_vectors, stored_unit, unit_in)
+    return Quantiser(levels, metric, residual, *units, project_in, norm_in, *own, logits)
 
 
 def _levels(

@@ -16,18 +16,13 @@ from toc_cli.ops.geometry import effective_rank, mean_cosine
 from toc_cli.pipeline.curve import number
 
 
-def inspect_checkpoint(
-    path: Path,
-    *,
-    codebook: str | None = None,
-    layout: str | None = None,
-    metric: str | None = None,
-    assume: bool = False,
-    numbers: bool = False,
-) -> dict[str, Any]:
-    """Every codebook of a checkpoint, JSON-able. `numbers` also reads the tensors: effective rank and mean code cosine."""
+def inspect_checkpoint(path: Path, *, numbers: bool = False, **reading: Any) -> dict[str, Any]:
+    """Every codebook of a checkpoint, JSON-able. `numbers` also reads the tensors: effective rank and mean code cosine.
+
+    `reading`: what the user says of it, the arguments of `detect`.
+    """
     ckpt = open_checkpoint(path)
-    books = detect(ckpt, codebook=codebook, layout=layout, metric=metric, assume=assume)
+    books = detect(ckpt, **reading)
     found = [_describe(ckpt, id, book) for id, book in enumerate(books)]
     if numbers:
         for entry, book in zip(found, books, strict=True):

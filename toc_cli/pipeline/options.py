@@ -40,10 +40,14 @@ class Options:
     metric: str | None = None
     assume: bool = False
     """Take readings that are assumed for true: the edited checkpoints are then offered."""
+    rows: Literal["unit", "as-is"] | None = None
+    table: Literal["raw", "mean"] | None = None
+    scale: str | None = None
+    """Key of the scale of a quantised table, or `none`."""
     modalities: tuple[str, ...] = ()
     channel_axis: int | None = None
-    space: Literal["auto", "codebook"] = "auto"
-    """codebook: the features are past the projection even where they have the outer width too."""
+    space: Literal["auto", "encoder", "codebook"] = "auto"
+    """Whether the features are before the projection (encoder) or past it, where both sides are as wide."""
     max_memory: int = 2**30
     """Bytes for blocks of features."""
     eval_rows: int | None = EVALUATED_ROWS
@@ -59,7 +63,10 @@ class Options:
     def __post_init__(self) -> None:
         one_of("--criterion", self.criterion, tuple(CRITERIA))
         one_of("--normalize", self.normalize, ("none", "l2"))
-        one_of("--space", self.space, ("auto", "codebook"))
+        one_of("--space", self.space, ("auto", "encoder", "codebook"))
+        for flag, value, known in (("--rows", self.rows, ("unit", "as-is")), ("--table", self.table, ("raw", "mean"))):
+            if value is not None:
+                one_of(flag, value, known)
         if self.metric is not None:
             one_of("--metric", self.metric, METRICS)
         if self.fill is not None:
@@ -80,7 +87,8 @@ class Options:
     @property
     def reading(self) -> dict[str, Any]:
         """What the user says of how the checkpoint is read: the arguments of `detect`."""
-        return {"codebook": self.codebook, "layout": self.layout, "metric": self.metric, "assume": self.assume}
+        names = ("codebook", "layout", "metric", "assume", "rows", "table", "scale")
+        return {name: getattr(self, name) for name in names}
 
     def as_record(self) -> dict[str, Any]:
         """The options as the record keeps them: what changes a result, not where or how fast it was computed."""

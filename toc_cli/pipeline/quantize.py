@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,9 @@ class QuantizeOptions:
     vectors: bool = False
     modalities: tuple[str, ...] = ()
     channel_axis: int | None = None
-    space: Literal["auto", "codebook"] = "auto"
+    space: Literal["auto", "encoder", "codebook"] = "auto"
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """What the user says of a checkpoint: the arguments of `detect`."""
     max_memory: int = 2**30
     device: str = "auto"
 
@@ -60,7 +62,7 @@ def quantize_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )
     check_target(target, force=force, inputs=[codebook, *opened.files])
-    form = read_quantiser(codebook, options.book).to(device_of(options.device))
+    form = read_quantiser(codebook, options.book, options.reading).to(device_of(options.device))
     fitting = [
         (dataset, form if on_outer_side(form, dataset.width, options.space) else inside(form))
         for dataset in opened.select(widths(form))
@@ -78,14 +80,20 @@ def quantize_features(
     return {"output": str(target), "codebook": codebook.name, "datasets": done}
 
 
-def read_quantiser(path: Path, id: int) -> Quantiser:
-    """The quantiser of an artefact's codebook, or of a checkpoint's with all its dimensions."""
+def read_quantiser(path: Path, id: int, reading: Mapping[str, Any] | None = None) -> Quantiser:
+    """The quantiser of an artefact's codebook, or of a checkpoint's with all its dimensions, read as `reading` says."""
     ckpt = open_checkpoint(path)
+    said = {name: value for name, value in (reading or {}).items() if value}
     if ckpt.container == "toc artefact":
+        if said:
+            raise UsageError(
+                f"A pruned codebook is read as it was written: --{next(iter(said))} is for checkpoints.",
+                "Leave it out.",
+            )
         from toc_cli.pipeline.artefacts import quantiser_of
 
         return quantiser_of(read_artefact(path), id)
-    found = sources(ckpt, detect(ckpt))
+    found = sources(ckpt, detect(ckpt, **said))
     if not 0 <= id < len(found):
         raise UsageError(f"--id {id}: the checkpoint holds codebooks 0 to {len(found) - 1}.", "toc inspect lists them.")
     return found[id].full

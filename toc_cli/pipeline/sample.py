@@ -14,7 +14,7 @@ import torch
 from toc_cli.io.features import Features
 from toc_cli.ops.metrics import Spread, Sums, block_spread, block_sums, stack
 from toc_cli.ops.quantiser import Lookup, Quantiser, quantiser
-from toc_cli.pipeline.source import Fit, form_for, has_projection, inside
+from toc_cli.pipeline.source import Fit, entered, form_for, has_projection
 from toc_cli.pipeline.study import Study
 
 PIECES = 128
@@ -122,11 +122,11 @@ def _compare(
     advance: Callable[[int], None],
 ) -> _Part:
     full = form_for(whole, fit)
-    entered = has_projection(full) and not full.level_in
-    if entered:
+    before = (has_projection(full) or full.unit_in) and not full.level_in
+    if before:
         # Projected once, block by block: its rounding must not follow the number of rows read together.
         x = torch.cat([full.enter(x[start:stop]) for start, stop in bounds])
-        full = inside(full)
+        full = entered(full)
     truth = lookups(full, x, bounds)
     starts = np.array([start for start, _ in bounds])
     target = full.target(x)
@@ -136,7 +136,7 @@ def _compare(
         part.tokens["full"] = truth.tokens
     advance(len(x))
     for name, build in forms.items():
-        form = inside(build()) if entered else form_for(build(), fit)
+        form = entered(build()) if before else form_for(build(), fit)
         found = lookups(form, x, bounds)
         part.sums[name] = block_sums(form, found, truth.tokens, target, starts)
         if name in keep_tokens:

@@ -62,6 +62,7 @@ def whole(book: Codebook, parts: Parts) -> Quantiser:
         residual=book.residual,
         unit_vectors=book.unit_vectors or book.stored_unit,
         stored_unit=book.stored_unit,
+        unit_in=book.unit_in,
         project_in=parts.project_in,
         norm_in=parts.norm_in,
         level_in=parts.level_in,
@@ -73,6 +74,11 @@ def whole(book: Codebook, parts: Parts) -> Quantiser:
 def inside(full: Quantiser) -> Quantiser:
     """The same for features that are past the projection already."""
     return replace(full, project_in=None, norm_in=None)
+
+
+def entered(full: Quantiser) -> Quantiser:
+    """The same for what `Quantiser.enter` gave."""
+    return replace(inside(full), unit_in=False)
 
 
 def form_for(form: Quantiser, fit: Fit) -> Quantiser:

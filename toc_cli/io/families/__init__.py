@@ -25,6 +25,7 @@ from toc_cli.io.families import (
     projected,
     pruned,
     rqvae,
+    scaled,
     simvq,
     taming,
     vqp,
@@ -34,6 +35,7 @@ from toc_cli.io.families import (
 from toc_cli.io.families.base import Codebook, Metric
 from toc_cli.io.families.copies import join
 from toc_cli.io.families.names import sections
+from toc_cli.io.families.overrides import with_rows, with_table
 from toc_cli.io.names import printable
 
 __all__ = ["detect"]
@@ -77,6 +79,9 @@ def detect(
     layout: str | None = None,
     metric: str | None = None,
     assume: bool = False,
+    rows: str | None = None,
+    table: str | None = None,
+    scale: str | None = None,
 ) -> list[Codebook]:
     """The codebooks of a checkpoint, in the order of their families.
 
@@ -85,21 +90,29 @@ def detect(
         layout: order of the stored axes of `codebook`, such as "DK" or "(HK)D,H=2" (`generic.Layout`).
         metric: euclidean, cosine or dot, instead of what the file says.
         assume: readings that are assumed are taken for true.
+        rows: "unit" or "as-is" (`overrides.with_rows`).
+        table: "raw" or "mean" (`overrides.with_table`).
+        scale: key (or its end) of the scale of a quantised table; "none" takes it as stored (`scaled.opened`).
 
     Raises:
         InputError: there is no codebook, or none under that key; the sentence says what the file holds instead.
         UsageError: an option that cannot be meant.
     """
     chosen = _metric(metric)
+    seen = scaled.opened(ckpt, scale)
     if layout and codebook is None:
-        raise UsageError("--layout describes one table.", "Name it with --codebook KEY.")
+        tables = dict.fromkeys(key for one in _claimed(seen) for key in _tables(one))
+        if len(tables) != 1:
+            raise UsageError("--layout describes one table.", "Name it with --codebook KEY.")
+        codebook = next(iter(tables))
     if codebook is not None:
-        found = [_named(ckpt, codebook, layout, chosen)]
+        found = [_named(seen, codebook, layout, chosen)]
     else:
-        found = [with_metric(one, chosen) for one in _claimed(ckpt)]
+        found = [with_metric(one, chosen) for one in _claimed(seen)]
     if not found:
-        raise _nothing(ckpt)
-    return [_with_evidence(one, assume) for one in found]
+        raise _nothing(seen)
+    found = [with_rows(with_table(seen, one, table), rows) for one in found]
+    return [_with_evidence(scaled.finished(ckpt, seen, one, scale), assume) for one in found]
 
 
 def _with_evidence(one: Codebook, assume: bool) -> Codebook:

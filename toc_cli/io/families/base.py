@@ -111,6 +111,8 @@ class Codebook:
     """The normalised row is what is passed on (LlamaGen, GLM-Image), not the stored one."""
     stored_unit: bool = False
     """Rows are stored with unit norm and not normalised at lookup (vector-quantize-pytorch cosine): pruned rows are renormalised."""
+    unit_in: bool = False
+    """Features are divided by their length, head by head, and meet the codes as they are stored."""
     exact_levels: int | None = None
     """Only the first so many levels are fixed tables (QINCo: 1); None: all."""
     outer_width: int | None = None

@@ -80,6 +80,11 @@ class _Book:
 
 def _codebook(book: _Book) -> Codebook:
     about, ckpt = book.about, book.ckpt
+    if about.get("unit_in"):
+        raise InputError(
+            f"{printable(ckpt.path.name)} divides features by their length over the dimensions it had before it was pruned.",
+            "Prune the checkpoint that it was made of.",
+        )
     shapes = [ckpt.infos[book.table(level)].shape[-3:] for level in range(book.levels)]
     refusals: dict[Mode, str] = dict.fromkeys(("masked", "sliced", "consumer"), ALONE)
     normed = book.key("norm_in.weight") is not None
