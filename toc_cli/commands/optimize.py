@@ -87,10 +87,12 @@ def optimize(
         min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,
     )  # fmt: skip
     sink = Output(as_json, quiet)
-    outputs = Outputs(checkpoint, options.emit, output, force)
+    outputs = Outputs(checkpoint, options.emit, output, force, planned=dry_run)
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
     for warning in plan.record["warnings"]:
         sink.warn(warning["text"])
+    if outputs.elsewhere:
+        sink.warn(outputs.elsewhere)
     if not dry_run:
         plan.write(verify=verify)
     if plan.ranks.writes:

@@ -57,4 +57,6 @@ def quantize(
     )  # fmt: skip
     sink = Output(as_json, quiet)
     done = quantize_features(features, codebook, output, options, force=force, progress=sink.progress)
+    if done["elsewhere"]:
+        sink.warn(done["elsewhere"])
     sink.result(done, tokens_table(done))

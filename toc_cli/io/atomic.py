@@ -36,15 +36,6 @@ def check_target(target: Path, *, force: bool = False, inputs: Iterable[Path] = 
         raise UsageError(f"{printable(target)} exists.", "Pass --force to replace it, or name another output with -o.")
 
 
-def discard(files: Iterable[Path], home: Path) -> None:
-    """Remove files below `home`, and the folders in it that were made for them."""
-    for path in {home / file.relative_to(home).parts[0] for file in files}:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
@@ -80,8 +71,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             for path in sorted(temporary.rglob("*")):
-                _sync(path)
-            _sync(temporary)
+                sync(path)
+            sync(temporary)
             if target.exists():
                 os.replace(target, old)
             try:
@@ -90,7 +81,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
                 if old.exists():
                     os.replace(old, target)
                 raise
-            _sync(target.parent)
+            sync(target.parent)
     except OutputError as error:
         # A file inside has failed: the user knows it by the folder that it was meant for.
         raise OutputError(error.what.replace(printable(temporary), printable(target)), error.hint) from error
@@ -113,7 +104,7 @@ def write_errors(target: Path, *also: type[Exception]) -> Iterator[None]:
         reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
         raise OutputError(
             f"{printable(target)} could not be written: {printable(reason)}.",
-            "Nothing is left there; free some space or name another place with -o.",
+            "No output is half-written; free some space or name another place with -o.",
         ) from error
 
 
@@ -125,12 +116,13 @@ def beside(target: Path) -> Path:
 def publish(temporary: Path, target: Path) -> None:
     """Make a finished temporary file the target, on disk before it has the name. OutputError if that fails."""
     with write_errors(target):
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk before anything depends on it."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from toc_cli.errors import OutputError, UsageError
-from toc_cli.io.atomic import discard
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import detect
@@ -87,13 +87,9 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode) -> Edits:
 def write_checkpoint(
     ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples
 ) -> list[Path]:
-    """Write one edited copy and check it; a copy that fails its check is removed (OutputError)."""
+    """Write one edited copy and check it. OutputError where the check fails."""
     written = ckpt.write(target, edits_for(ckpt, chosen, mode))
-    try:
-        check_checkpoint(ckpt, target, chosen, mode, options, samples)
-    except BaseException:
-        discard(written, target.parent)
-        raise
+    check_checkpoint(ckpt, target, chosen, mode, options, samples)
     return written
 
 
@@ -157,10 +153,10 @@ def verify_in_library(
     choice: Choice,
     sample: tuple[Fit, torch.Tensor],
     options: Options,
-) -> None:
+) -> dict[str, Any]:
     """Load a written checkpoint in its own library and run it; its tokens must be those of the pruned codebook.
 
-    A library computes in float32, which may turn near ties over. OutputError beyond LIBRARY_TOLERANCE.
+    A library computes in float32, which may turn near ties over. OutputError beyond LIBRARY_TOLERANCE. Returns what the record says.
     """
     from toc_cli.libraries import run
 
@@ -175,3 +171,4 @@ def verify_in_library(
         raise OutputError(
             f"{target.name} in {done.library}: {differ} of {len(x)} rows get other tokens.", "Please report this."
         )
+    return {"mode": mode, "codebook": source.id, "library": done.library, "rows": len(x), "other_tokens": differ}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toc_cli.errors import UsageError
 from toc_cli.io.atomic import check_target
 from toc_cli.io.families.base import Mode
+from toc_cli.io.names import printable
+from toc_cli.io.publish import recover
 
 SUFFIX = ".toc.safetensors"
 _ENDINGS = (".safetensors.index.json", ".bin.index.json", SUFFIX)
@@ -24,11 +26,18 @@ class Outputs:
     named: Path | None = None
     """`-o`: the artefact's name, which gives the others' stem."""
     force: bool = False
+    planned: bool = False
+    """`--dry-run`: the names are told, and nothing is written."""
     stem: Path = field(init=False)
     extension: str = field(init=False)
+    elsewhere: str = field(init=False)
+    """Why the outputs are not beside the input, "" where they are or where `-o` says it."""
 
     def __post_init__(self) -> None:
         stem, extension = stem_and_extension(self.checkpoint)
+        folder, elsewhere = place_for(stem)
+        object.__setattr__(self, "elsewhere", "" if self.named else elsewhere)
+        stem = folder / stem.name
         if self.named is not None:
             if not self.named.name.endswith(SUFFIX) or self.named.name == SUFFIX:
                 raise UsageError(f"-o {self.named} does not end in {SUFFIX}.", f"Use -o NAME{SUFFIX}.")
@@ -60,10 +69,46 @@ class Outputs:
         alone = "sliced" in self.emit and self.extension and (self.checkpoint.parent / "config.json").exists()
         return [self.of("sliced").with_suffix(".config.json")] if alone else []
 
-    def refuse_what_stands(self, inputs: Iterable[Path]) -> None:
-        """`check_target` of every output."""
+    def aside(self, folder: Path) -> Outputs:
+        """The same names in another folder."""
+        return replace(self, named=folder / self.artefact.name)
+
+    def refuse_what_stands(self, inputs: Iterable[Path], *, writes: bool = True) -> None:
+        """`check_target` of every output; who `writes` first sweeps what a killed run left, or carries it out."""
+        whole = writes and not self.planned and recover(self.stem, wait=self.force)
         for target in (self.artefact, self.record, *map(self.of, self.checkpoints), *self._configs()):
-            check_target(target, force=self.force, inputs=inputs)
+            try:
+                check_target(target, force=self.force, inputs=inputs)
+            except UsageError as error:
+                since = (
+                    " Its run was ended while it published; that is done now, and its outputs are whole."
+                    if whole
+                    else ""
+                )
+                raise UsageError(error.what + since, error.hint) from None
+
+
+CACHE_FOLDERS = ("snapshots", "blobs")
+"""Of a Hugging Face cache, whose own scan calls a model with any other file in them corrupted."""
+
+
+def place_for(source: Path) -> tuple[Path, str]:
+    """The folder of what is made of `source`, and why it is not the one that `source` lies in ("" where it is)."""
+    folder = source.parent
+    whole = Path(os.path.abspath(folder))
+    for place in (whole, *whole.parents):
+        if place.name in CACHE_FOLDERS and (place.parent.name.startswith("models--") or _caches(place.parent)):
+            return (
+                Path(),
+                f"{printable(source.name)} lies in a Hugging Face cache: the outputs go to the current folder.",
+            )
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        return Path(), f"{printable(folder)} is read-only: the outputs go to the current folder."
+    return folder, ""
+
+
+def _caches(folder: Path) -> bool:
+    return all((folder / name).is_dir() for name in CACHE_FOLDERS)
 
 
 def stem_and_extension(checkpoint: Path) -> tuple[Path, str]:

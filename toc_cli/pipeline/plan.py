@@ -12,7 +12,7 @@ import torch
 
 from toc_cli.errors import UsageError
 from toc_cli.io.artefact import write_artefact, write_record
-from toc_cli.io.atomic import discard, sha256
+from toc_cli.io.atomic import sha256
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect
@@ -20,6 +20,7 @@ from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import supported
 from toc_cli.io.features import Features, open_features
 from toc_cli.io.names import printable
+from toc_cli.io.publish import Publication
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
@@ -118,41 +119,39 @@ class Plan:
         return self.write()
 
     def write(self, *, verify: bool = False) -> list[Path]:
-        """Write and check every output; on any failure none is left. Returns the files."""
+        """Write, check and (`verify`) run every output aside, then publish all, the record last; on any failure what stood before
+        stands. Returns the files."""
         if self.outputs is None:
             raise UsageError("The plan has no outputs.", "Use plan.save(path).")
-        self.outputs.refuse_what_stands(_inputs(self.checkpoint, self.features))
-        written: list[Path] = []
-        try:
-            if self.ranks.writes:
-                self._write(self.outputs, written)
-                if verify:
-                    self._verify(self.outputs)
-        except BaseException:
-            discard(written, self.outputs.stem.parent)
-            raise
-        return written
+        outputs = self.outputs
+        if not self.ranks.writes:
+            return []
+        outputs.refuse_what_stands(_inputs(self.checkpoint, self.features))
+        with Publication(outputs.stem, wait=outputs.force) as publication:
+            with publication.told():
+                written = self._write(outputs.aside(publication.new), verify)
+            publication.publish(outputs.record, force=outputs.force)
+        return [outputs.stem.parent / path.relative_to(publication.new) for path in written]
 
-    def _write(self, outputs: Outputs, written: list[Path]) -> None:
+    def _write(self, aside: Outputs, verify: bool) -> list[Path]:
         chosen = [(study.source, choice) for study, choice in self.chosen]
         samples = [_sample(study) for study, _ in self.chosen]
-        entries = []
-        for mode in outputs.checkpoints:
-            target = outputs.of(mode)
+        written, entries = [], []
+        for mode in aside.checkpoints:
+            target = aside.of(mode)
             files = write_checkpoint(self.checkpoint, chosen, mode, target, self.options, samples)
             written += files
             entries += [_output(mode, file, target) for file in files]
-        write_artefact(outputs.artefact, as_artefact(self.chosen, self.options, self.record["inputs"]))
-        written.append(outputs.artefact)
-        self.record["outputs"] = [_output("codebook", outputs.artefact, outputs.artefact), *entries]
-        write_record(outputs.record, self.record)
-        written.append(outputs.record)
-
-    def _verify(self, outputs: Outputs) -> None:
-        """Load every written checkpoint in its own library, run it, and hold its tokens against the pruned codebook's."""
-        for mode in outputs.checkpoints:
-            for id, (study, choice) in enumerate(self.chosen):
-                verify_in_library(outputs.of(mode), mode, id, study.source, choice, _sample(study), self.options)
+        write_artefact(aside.artefact, as_artefact(self.chosen, self.options, self.record["inputs"]))
+        self.record["outputs"] = [_output("codebook", aside.artefact, aside.artefact), *entries]
+        if verify:
+            self.record["verified"] = [
+                verify_in_library(aside.of(mode), mode, id, source, choice, sample, self.options)
+                for mode in aside.checkpoints
+                for id, ((source, choice), sample) in enumerate(zip(chosen, samples, strict=True))
+            ]
+        write_record(aside.record, self.record)
+        return [*written, aside.artefact, aside.record]
 
 
 def _inputs(ckpt: Checkpoint, features: Features) -> list[Path]:
@@ -192,7 +191,7 @@ def plan_optimization(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )  # fmt: skip
     if outputs is not None:
-        outputs.refuse_what_stands(_inputs(ckpt, opened))
+        outputs.refuse_what_stands(_inputs(ckpt, opened), writes=ranks.writes)
     device = device_of(options.device)
     books = [replace(source, full=source.full.to(device)) for source in books]
     studies = [

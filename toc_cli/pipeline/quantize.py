@@ -15,15 +15,17 @@ import torch
 from toc_cli import __version__
 from toc_cli.errors import UsageError
 from toc_cli.io.artefact import read_artefact
-from toc_cli.io.atomic import atomic_file, check_target, sha256
+from toc_cli.io.atomic import check_target, sha256, write_errors
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.features import Dataset, Features, open_features
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
+from toc_cli.io.publish import published
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.pipeline.counting import tally, zeros
 from toc_cli.pipeline.options import Progress, silent
+from toc_cli.pipeline.outputs import place_for
 from toc_cli.pipeline.source import device_of, inside, on_outer_side, sources, widths
 
 
@@ -57,7 +59,8 @@ def quantize_features(
     Token axes: the features' own without the channel axis, then levels (if several), then heads (if several).
     """
     source = Path(str(features[0]).partition("=")[2] or str(features[0]))
-    target = output or source.with_name(f"{source.name.split('.')[0]}.tokens.h5")
+    folder, elsewhere = place_for(source)
+    target = output or folder / f"{source.name.split('.')[0]}.tokens.h5"
     opened = open_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )
@@ -68,7 +71,7 @@ def quantize_features(
         for dataset in opened.select(widths(form))
     ]
     done = []
-    with atomic_file(target) as temporary, NewHdf5(temporary) as file:
+    with published(target, force=force) as aside, write_errors(target), NewHdf5(aside) as file:
         file.root.attrs["toc.version"] = __version__
         file.root.attrs["toc.codebook_sha256"] = sha256(codebook) if codebook.is_file() else ""
         for dataset, side in fitting:
@@ -77,7 +80,8 @@ def quantize_features(
         for name, labels in opened.labels.items():
             if name not in file.root:
                 file.root.create_dataset(name, data=labels.read(), track_times=False)
-    return {"output": str(target), "codebook": codebook.name, "datasets": done}
+    elsewhere = "" if output else elsewhere
+    return {"output": str(target), "elsewhere": elsewhere, "codebook": codebook.name, "datasets": done}
 
 
 def read_quantiser(path: Path, id: int, reading: Mapping[str, Any] | None = None) -> Quantiser:
