@@ -46,7 +46,7 @@ def report_runs(
     first = update_baseline and baseline is not None and not baseline.exists()
     old = None if baseline is None or first else read_run(baseline)
     report = assemble([read_run(path) for path in paths], asked, old, fail_on, first=first)
-    text = writing.write(report, targets)
+    text = writing.write(report, targets, force=force)
     notes = [f"Written: {target.path}" for target in targets if target.path is not None]
     if update_baseline and baseline is not None:
         if verdict.failing(report.outcomes, fail_on):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toc_cli.errors import UsageError
-from toc_cli.io.atomic import atomic_file, check_target
+from toc_cli.io.atomic import atomic_file, check_target, write_errors
+from toc_cli.io.publish import published
 from toc_cli.report import github, html, junit, machine, markdown
 from toc_cli.report.assemble import Report
 from toc_cli.report.words import name as shown
@@ -56,13 +57,13 @@ def check_targets(targets: Sequence[Target], inputs: Sequence[Path], *, force: b
             check_target(target.path, force=force, inputs=inputs)
 
 
-def write(report: Report, targets: Sequence[Target]) -> str | None:
+def write(report: Report, targets: Sequence[Target], *, force: bool = False) -> str | None:
     """Render every target, then write the files; returns what goes to stdout."""
     rendered = [(target.path, FORMATS[target.kind](report)) for target in targets]
     for path, text in rendered:
         if path is not None:
-            with atomic_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8", newline="\n")
+            with published(path, force=force) as aside, write_errors(path):
+                aside.write_text(text, encoding="utf-8", newline="\n")
     return next((text for path, text in rendered if path is None), None)
 
 
