@@ -64,7 +64,7 @@ def plain(here: Path) -> None:
     save_file({"codebook": torch.randn(64, 24)}, here / "model.safetensors")
 
 
-EMIT = ("--features", "feats.h5", "--emit", "masked")
+EMIT = ("--features", "feats.h5", "--emit", "masked", "--assume")
 
 
 @pytest.mark.parametrize(
