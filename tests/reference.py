@@ -140,3 +140,60 @@ def nearest_two(
         if len(codes) > 1:
             second[i] = np.delete(distance, index[i]).min()
     return index, best, second
+
+
+# Criteria that read features and tokens (x (N, D), tokens (N,) of all dimensions)
+
+
+def scatters(x, codes, tokens):
+    """B (D, D), the covariance of the codes counted by use, and W (D, D), the mean of (x - e)(x - e)^T."""
+    p = [sum(1 for t in tokens if t == k) / len(tokens) for k in range(len(codes))]
+    dim = codes.shape[1]
+    mean = [math.fsum(p[k] * codes[k, d] for k in range(len(codes))) for d in range(dim)]
+    between, within = np.zeros((dim, dim)), np.zeros((dim, dim))
+    for i in range(dim):
+        for j in range(dim):
+            between[i, j] = math.fsum(
+                p[k] * (codes[k, i] - mean[i]) * (codes[k, j] - mean[j]) for k in range(len(codes))
+            )
+            within[i, j] = math.fsum(
+                (row[i] - codes[t, i]) * (row[j] - codes[t, j]) for row, t in zip(x, tokens, strict=True)
+            ) / len(x)
+    return between, within
+
+
+def reciprocal_rank(x, codes, tokens, kept):
+    """Mean over rows of 1 / (1 + codes nearer than the token's on the dimensions `kept`, ties counted half)."""
+    total = 0.0
+    for row, token in zip(x, tokens, strict=True):
+        distance = [sum((row[d] - code[d]) ** 2 for d in kept) for code in codes]
+        nearer = sum(1 for k, u in enumerate(distance) if k != token and u < distance[token])
+        level = sum(1 for k, u in enumerate(distance) if k != token and u == distance[token])
+        total += 1 / (1 + nearer + level / 2)
+    return total / len(x)
+
+
+def greedy_agreement(x, codes, tokens):
+    """Dimensions in the order of a greedy choice by `reciprocal_rank`, ties to the larger variance by use."""
+    variance = np.diag(scatters(x, codes, tokens)[0])
+    left = sorted(range(codes.shape[1]), key=lambda d: (-variance[d], d))
+    order = []
+    while left:
+        values = [reciprocal_rank(x, codes, tokens, [*order, d]) for d in left]
+        order.append(left.pop(values.index(max(values))))
+        if max(values) == 1:
+            break
+    return order + left
+
+
+def log_likelihood(x, codes, tokens, weights, temperature):
+    """Mean over rows of log softmax_k(-sum_d w_d (x_d - e_kd)^2 / (2 t)) at the token."""
+    total = 0.0
+    for row, token in zip(x, tokens, strict=True):
+        logits = [
+            -sum(w * (a - b) ** 2 for w, a, b in zip(weights, row, code, strict=True)) / (2 * temperature)
+            for code in codes
+        ]
+        top = max(logits)
+        total += logits[token] - top - math.log(sum(math.exp(v - top) for v in logits))
+    return total / len(x)

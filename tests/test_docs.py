@@ -12,6 +12,7 @@ import typer.main
 
 from cli import make_checkpoint, make_features, toc
 from toc_cli.commands import app
+from toc_cli.ops.criterion import CRITERIA
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,12 @@ def test_readme_names_every_option_of_optimize() -> None:
         option for option in options("optimize") - COMMON if f"`{option}" not in README and f"{option} " not in README
     }
     assert not missing, f"README does not name {sorted(missing)}"
+
+
+def test_readme_and_help_name_every_criterion() -> None:
+    assert f"`--criterion {'|'.join(CRITERIA)}`" in README
+    listed = " ".join(toc("optimize", "--help").out.replace("│", " ").split())
+    assert not [name for name in CRITERIA if f"{name}:" not in listed]
 
 
 def test_readme_names_no_option_that_is_not_there() -> None:

@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import load_file
 
 from conftest import shared_folder
-from toc_cli.ops import criterion, selection
+from criteria import score
+from toc_cli.ops import selection
 from toc_cli.ops.quantiser import quantiser
 
 FOLDER = shared_folder("TOC_GOLDEN", "golden")
@@ -35,8 +36,8 @@ def test_scores(path):
     _, scalars, data = load(path)
     codes = data["in.codebook"].astype(np.float64)
     square = np.mean(codes**2, axis=0)
-    toc = criterion.score("toc", codes)
-    plain = criterion.score("similarity", codes)
+    toc = score("toc", codes)
+    plain = score("similarity", codes)
     assert (np.abs(toc.similarity - data["out.sim_f64"]) <= 1e-10 * square).all()
     np.testing.assert_allclose(toc.variance, data["out.var"], rtol=1e-12)
     for ours, kind in ((toc.score, "weighted"), (0.7 * plain.score, "sim_only")):
@@ -52,7 +53,7 @@ def test_selections(path):
     about, scalars, data = load(path)
     codes = data["in.codebook"].astype(np.float64)
     for wanted in about["selections"]:
-        ours = criterion.score("toc" if wanted["kind"] == "weighted" else "similarity", codes).score
+        ours = score("toc" if wanted["kind"] == "weighted" else "similarity", codes).score
         scale = np.abs(ours).max()
         theirs = data[wanted["array"]]
         most, least = wanted["n_max"], wanted["n_min"]
@@ -73,7 +74,7 @@ def test_a_ratio_keeps_what_the_published_one_keeps_and_exactly_the_count(path):
     for wanted in about["selections"]:
         if wanted["accumulator"] != "f64":
             continue
-        ours = criterion.score("toc" if wanted["kind"] == "weighted" else "similarity", codes).score
+        ours = score("toc" if wanted["kind"] == "weighted" else "similarity", codes).score
         found = selection.select(ours, wanted["choose_channel"], (wanted["max_num"], wanted["min_num"])).kept
         assert len(found.unique()) == wanted["choose_channel"]
         assert set(data[wanted["array"]].tolist()) <= set(found.tolist())

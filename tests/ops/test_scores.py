@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import reference
+from criteria import score
 from toc_cli.errors import InputError, UsageError
-from toc_cli.ops import blocks, criterion, moments, selection
-from toc_cli.ops.criterion import CRITERIA, check_codes, score
+from toc_cli.ops import blocks, moments, scores, selection
+from toc_cli.ops.criterion import CRITERIA
+from toc_cli.ops.scores import check_codes
 
 VALUES = st.floats(-1e3, 1e3, width=32)
 
@@ -25,7 +27,7 @@ def codebooks(least_codes=2):
 
 
 def terms(codes):
-    return criterion.similarity_and_variance(moments.moments(codes))
+    return scores.similarity_and_variance(moments.moments(codes))
 
 
 def close(a, b, scale):
@@ -35,12 +37,11 @@ def close(a, b, scale):
 @settings(deadline=None)
 @given(codebooks(), st.tuples(st.floats(0, 2), st.floats(0, 2)))
 def test_closed_form_is_the_double_loop(codes, weights):
-    scores = score("toc", codes, weights=weights) if codes.any() else None
+    found = score("toc", codes, weights=weights)
     square = float(np.square(codes.astype(np.float64)).max())
     close(terms(codes)[0], reference.similarity(codes), square)
     close(terms(codes)[1], reference.variance(codes), square)
-    if scores is not None:
-        close(scores.score, reference.toc_score(codes, weights), square)
+    close(found.score, reference.toc_score(codes, weights), square)
 
 
 @settings(deadline=None)
@@ -49,7 +50,7 @@ def test_usage_weighted_closed_form_is_the_pair_loop(codes, data):
     usage = data.draw(hnp.arrays(np.int64, len(codes), elements=st.integers(0, 50)))
     usage[:2] += 1
     p = usage / usage.sum()
-    s, v = criterion.usage_similarity_and_variance(codes, usage)
+    s, v = scores.usage_similarity_and_variance(codes, usage)
     square = float(np.square(codes.astype(np.float64)).max())
     close(s, reference.usage_similarity(codes.astype(float), p), square)
     close(v, reference.usage_variance(codes.astype(float), p), square)
@@ -58,7 +59,7 @@ def test_usage_weighted_closed_form_is_the_pair_loop(codes, data):
 @settings(deadline=None)
 @given(codebooks())
 def test_uniform_usage_is_toc(codes):
-    s, v = criterion.usage_similarity_and_variance(codes, np.full(len(codes), 7))
+    s, v = scores.usage_similarity_and_variance(codes, np.full(len(codes), 7))
     square = float(np.square(codes.astype(np.float64)).max())
     close(s, terms(codes)[0], square)
     close(v, terms(codes)[1], square)
@@ -157,12 +158,12 @@ def test_each_criterion_gives_what_its_name_says():
     np.testing.assert_allclose(score("variance", codes).score, v)
     np.testing.assert_allclose(score("similarity", codes).score, -s, atol=1e-12)
     x = rng.standard_normal((30, 6))
-    found = score("features", codes, features=moments.moments(x))
+    found = score("features", codes, streams=[[moments.moments(x)]])
     np.testing.assert_allclose(found.score, reference.toc_score(x), atol=1e-12)
     a, b = rng.standard_normal((2, 30, 6))
-    pairs = [moments.pair_moments(a, b), moments.pair_moments(b, x)]
+    pairs = [[moments.pair_moments(a, b)], [moments.pair_moments(b, x)]]
     shared = [(np.corrcoef(a[:, d], b[:, d])[0, 1] + np.corrcoef(b[:, d], x[:, d])[0, 1]) / 2 for d in range(6)]
-    np.testing.assert_allclose(score("xmodal", codes, pairs=pairs).score, reference.toc_score(codes) + shared)
+    np.testing.assert_allclose(score("xmodal", codes, streams=pairs).score, reference.toc_score(codes) + shared)
     unit = codes / np.linalg.norm(codes, axis=1, keepdims=True)
     np.testing.assert_allclose(score("toc", codes, normalize="l2").score, reference.toc_score(unit), atol=1e-12)
     assert (score("random", codes, seed=1).score == score("random", codes, seed=1).score).all()
@@ -181,15 +182,15 @@ def test_a_dead_dimension_outranks_a_negative_score_unless_toc_live():
 def test_levels_that_share_their_dimensions_share_the_mean():
     rng = np.random.default_rng(0)
     first, second = (score("toc-live", rng.standard_normal((20, 5))) for _ in range(2))
-    both = criterion.shared([first, second])
+    both = scores.shared([first, second])
     np.testing.assert_allclose(both.score, (first.score + second.score) / 2)
     assert not both.last.any()
 
 
 def test_what_a_criterion_lacks_is_an_error():
     codes = np.eye(3)
-    for name, need in CRITERIA.items():
-        if need != "codes":
+    for name, row in CRITERIA.items():
+        if row.need != "codes":
             with pytest.raises(ValueError, match="missing"):
                 score(name, codes)
 
@@ -229,16 +230,16 @@ def test_a_large_codebook_is_scored_in_no_time():
     st.integers(0, 4),
     st.data(),
 )
-def test_selection_is_the_loop(scores, most, least, data):
+def test_selection_is_the_loop(values, most, least, data):
     if most + least == 0:
         most = 1
-    count = data.draw(st.integers(1, len(scores)))
-    found = selection.select(scores, count, (most, least))
-    assert found.kept.tolist() == reference.select(scores, count, most, least)
+    count = data.draw(st.integers(1, len(values)))
+    found = selection.select(values, count, (most, least))
+    assert found.kept.tolist() == reference.select(values, count, most, least)
     assert sorted(found.chosen.tolist()) == found.kept.tolist()
-    assert sorted(found.order.tolist()) == list(range(len(scores)))
-    plain = selection.select(scores, count)
-    assert plain.kept.tolist() == reference.select(scores, count)
+    assert sorted(found.order.tolist()) == list(range(len(values)))
+    plain = selection.select(values, count)
+    assert plain.kept.tolist() == reference.select(values, count)
     assert plain.chosen.tolist() == plain.order[:count].tolist()
 
 

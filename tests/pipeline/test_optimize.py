@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import toc_cli
 from cli import make_checkpoint, make_features, toc
 from toc_cli.demo import CHECKPOINT, FEATURES
+from toc_cli.ops.criterion import CRITERIA
 from toc_cli.pipeline import Options, Outputs, plan_optimization
 
 
@@ -112,7 +113,7 @@ def test_repeated_runs_and_thread_counts_give_the_same_bytes(here: Path) -> None
     assert outputs(here) == first
 
 
-@pytest.mark.parametrize("criterion", ["toc", "xcov"])
+@pytest.mark.parametrize("criterion", ["toc", "xcov", "discriminant", "agreement"])
 def test_ranks_and_chunks_give_the_bytes_of_one_process(tmp_path: Path, criterion: str) -> None:
     shutil.copy(CHECKPOINT, tmp_path / "model.safetensors")
     shutil.copy(FEATURES, tmp_path / "feats.h5")
@@ -128,10 +129,7 @@ def test_ranks_and_chunks_give_the_bytes_of_one_process(tmp_path: Path, criterio
     assert outputs(tmp_path) == first
 
 
-@pytest.mark.parametrize(
-    "criterion",
-    ["toc", "toc-live", "usage-toc", "features", "variance", "similarity", "random", "xmodal", "pca", "xcov"],
-)
+@pytest.mark.parametrize("criterion", list(CRITERIA))
 def test_every_criterion_prunes_the_demo(tmp_path: Path, criterion: str) -> None:
     plan = plan_optimization(CHECKPOINT, FEATURES, Options(criterion=criterion, keep="8"))
     plan.save(tmp_path / "out.toc.safetensors")

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from toc_cli.ops.criterion import score
+from toc_cli.ops.criteria.base import Known
+from toc_cli.ops.criterion import CRITERIA
 
 CRITERION_SHAPE = (16384, 256)
 LOOP_PAIRS = 4000
@@ -30,7 +31,7 @@ LOOP_PAIRS = 4000
 def measure_criterion(repeats: int = 5) -> dict[str, Any]:
     """Seconds of the closed form at K=16384, D=256, and of the published double loop, extrapolated from some of its pairs."""
     codes = torch.randn(CRITERION_SHAPE, generator=torch.Generator().manual_seed(0))
-    closed = statistics.median(_timed(lambda: score("toc", codes)) for _ in range(repeats))
+    closed = statistics.median(_timed(lambda: CRITERIA["toc"].rank([Known(codes)])) for _ in range(repeats))
     pairs = _timed(lambda: published_pairs(codes, LOOP_PAIRS))
     count = CRITERION_SHAPE[0]
     return {

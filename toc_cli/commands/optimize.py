@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from toc_cli.commands import flags
+from toc_cli.ops.criterion import CRITERIA
 
 EXAMPLE = "toc optimize model.safetensors --features feats.h5 --keep 0.5"
 
@@ -19,7 +20,7 @@ def optimize(
         str, typer.Option(help="Share (0.5, 50%), count (128) or auto: the smallest that meets the bounds below.")
     ] = "0.5",
     criterion: Annotated[
-        str, typer.Option(help="toc, toc-live, usage-toc, features, variance, similarity, random, xmodal, pca or xcov.")
+        str, typer.Option(metavar="NAME", help="; ".join(f"{name}: {row.help}" for name, row in CRITERIA.items()) + ".")
     ] = "toc",
     weights: Annotated[
         str, typer.Option(metavar="SIM,VAR", help="Weights of the similarity and the variance.")

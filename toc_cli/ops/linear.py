@@ -77,6 +77,12 @@ def eigenvalues(symmetric: Array) -> np.ndarray:
         return torch.linalg.eigvalsh(aligned(symmetric)).flip(0).numpy()
 
 
+def orthonormal(columns: Array) -> np.ndarray:
+    """Gram-Schmidt in order: (D, D) whose first d columns span those of `columns` (D, D), for every d."""
+    with one_thread():
+        return torch.linalg.qr(aligned(columns)).Q.numpy()
+
+
 def unit_rows(x: Array) -> np.ndarray:
     """Rows (..., D) divided by their length, float64; a zero row stays zero."""
     x = float64(x)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from toc_cli.ops.blocks import total
 from toc_cli.ops.bootstrap import resample
-from toc_cli.ops.criterion import TOC_WEIGHTS, Scores, combine, similarity_and_variance
-from toc_cli.ops.linear import Array, float64, matmul, unit_rows
+from toc_cli.ops.linear import Array, float64, matmul
 from toc_cli.ops.moments import (
     CrossMoments,
     Moments,
@@ -26,12 +25,13 @@ from toc_cli.ops.moments import (
     merge_pairs,
     moments,
 )
-from toc_cli.ops.rotation import Rotation, pca, xcov
+from toc_cli.ops.rotation import Rotation, discriminant, pca, usage_covariance, xcov
+from toc_cli.ops.scatter import Scatter, merge_scatter, within
+from toc_cli.ops.scores import TOC_WEIGHTS, Combine, Scores, by_toc, plus, similarity_and_variance
 from toc_cli.ops.selection import select
 
-State = TypeVar("State", Moments, PairMoments, CrossMoments)
+State = TypeVar("State", Moments, PairMoments, CrossMoments, Scatter)
 
-CODE_CRITERIA = ("toc", "toc-live", "variance", "similarity", "usage-toc")
 RESAMPLES = 100
 ROTATION_RESAMPLES = 20
 STABLE = 0.8
@@ -73,32 +73,29 @@ def _summary(overlaps: Sequence[float]) -> Stability:
 
 
 def code_draws(
-    criterion: str,
+    combine: Combine,
     codes: Array,
     *,
     weights: tuple[float, float] = TOC_WEIGHTS,
-    normalize: Literal["none", "l2"] = "none",
     usage: Array | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Scores]:
-    """Scores on resamples of the codes (K, D), drawn with replacement, for criteria that read codes and usage (K,).
+    """Scores on resamples of the codes (K, D), drawn with replacement, counted by usage (K,) where it is given.
 
     All resamples at once: how often each code is drawn times first and second moments about the mean. Resamples whose
     features choose fewer than two codes are left out.
     """
-    if criterion not in CODE_CRITERIA:
-        raise ValueError(f"criterion {criterion!r} has no scores on resampled codes")
     times = resample(len(codes), seed, resamples)  # (R, K)
-    u = float64(usage) if criterion == "usage-toc" and usage is not None else np.ones(len(codes))
-    mean = moments(unit_rows(codes) if normalize == "l2" else codes).mean
+    u = np.ones(len(codes)) if usage is None else float64(usage)
+    mean = moments(codes).mean
     mass = (times * u).sum(axis=1)
     valid = (mass > 0) & ((times * u * u).sum(axis=1) < mass**2)  # two chosen codes or more
     times, mass = times[valid], mass[valid, None]
     sums = np.zeros((4, len(times), len(mean)))
     for start in range(0, len(codes), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
-        off = (unit_rows(codes[tile]) if normalize == "l2" else float64(codes[tile])) - mean
+        off = float64(codes[tile]) - mean
         both = np.concatenate([off, off * off], axis=1)
         for order, p in enumerate((times[:, tile] * u[tile] / mass, times[:, tile] * (u[tile] / mass) ** 2)):
             sums[2 * order : 2 * order + 2] += matmul(p, both).reshape(len(p), 2, -1).transpose(1, 0, 2)
@@ -107,7 +104,7 @@ def code_draws(
     variance = (second - first**2) / (1 - square)
     own = second2 + mean * (2 * first2 + mean * square)  # sum p^2 e^2
     similarity = ((mean + first) ** 2 - own) / (1 - square)
-    return [combine(criterion, s, v, weights) for s, v in zip(similarity, variance, strict=True)]
+    return [combine(s, v, weights) for s, v in zip(similarity, variance, strict=True)]
 
 
 def feature_draws(
@@ -115,7 +112,7 @@ def feature_draws(
 ) -> list[Scores]:
     """Scores of `features` on resamples of the units (segments of rows)."""
     states = _resampled(units, _repeat, merge, resamples, seed)
-    return [combine("features", *similarity_and_variance(state), weights) for state in states]
+    return [by_toc(*similarity_and_variance(state), weights) for state in states]
 
 
 def pair_draws(
@@ -124,7 +121,7 @@ def pair_draws(
     """Scores of `xmodal` on resamples of the units of each pair of modalities; the codes' own `toc` scores stay."""
     pairs = [_resampled(own, _repeat_pair, merge_pairs, resamples, seed + n) for n, own in enumerate(units)]
     shared = [np.mean([correlation(state) for state in states], axis=0) for states in zip(*pairs, strict=True)]
-    return [replace(toc, score=toc.score + extra) for extra in shared]
+    return [plus(toc, extra) for extra in shared]
 
 
 def pca_draws(
@@ -142,6 +139,21 @@ def xcov_draws(
     """`xcov` on resamples of the units of each pair of modalities."""
     pairs = [_resampled(own, _repeat_cross, merge_cross, resamples, seed + n) for n, own in enumerate(units)]
     return [xcov(states) for states in zip(*pairs, strict=True)]
+
+
+def discriminant_draws(
+    codes: Sequence[Array],
+    units: Sequence[Sequence[Scatter]],
+    resamples: int = ROTATION_RESAMPLES,
+    seed: int = 0,
+) -> list[Rotation]:
+    """`discriminant` on resamples of the units (segments of rows) around the codes (K, D) of each table."""
+    drawn = [_resampled(own, _repeat_scatter, merge_scatter, resamples, seed + n) for n, own in enumerate(units)]
+    found = []
+    for states in zip(*drawn, strict=True):
+        between = [usage_covariance(table, state.usage) for table, state in zip(codes, states, strict=True)]
+        found.append(discriminant(np.sum(between, axis=0), np.sum([within(state) for state in states], axis=0)))
+    return found
 
 
 def _resampled(
@@ -162,6 +174,10 @@ def _repeat(unit: Moments, times: int) -> Moments:
 
 def _repeat_pair(unit: PairMoments, times: int) -> PairMoments:
     return PairMoments(_repeat(unit.a, times), _repeat(unit.b, times), unit.co * times)
+
+
+def _repeat_scatter(unit: Scatter, times: int) -> Scatter:
+    return Scatter(unit.usage * times, unit.outer * times)
 
 
 def _repeat_cross(unit: CrossMoments, times: int) -> CrossMoments:

@@ -1,18 +1,16 @@
-"""What the features say of one codebook: how often each code is chosen, and the moments that the criterion asks for."""
+"""What the features say of one codebook: how often each code is chosen, and the sums that criteria ask for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from toc_cli.ops.moments import CrossMoments, Moments, PairMoments
 from toc_cli.pipeline.source import Fit
 
-State = TypeVar("State")
-Units: TypeAlias = dict[tuple[int, int], list[list[State]]]
+Units: TypeAlias = dict[tuple[int, int], list[list[Any]]]
 """Per (level, head), per stream of rows: the states of its segments, in order. Segments are what stability resamples."""
 
 
@@ -23,12 +21,8 @@ class Census:
     fits: list[Fit]
     usage: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Per modality and level (H, K_l): how often all dimensions choose each code."""
-    features: Units[Moments] | None = None
-    """Moments of what meets the codes, for `features`; one list of segments over all modalities."""
-    pairs: Units[PairMoments] | None = None
-    """For `xmodal`; a list of segments per pair of modalities."""
-    crosses: Units[CrossMoments] | None = None
-    """For `xcov`; a list of segments per pair of modalities."""
+    sums: dict[str, Units] = field(default_factory=dict)
+    """Per criterion what it sums over the features beside usage (`toc_cli.ops.criteria.base.Reduction`)."""
 
     @property
     def rows(self) -> int:

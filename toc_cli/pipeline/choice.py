@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from toc_cli.errors import InputError, UsageError
-from toc_cli.ops.blocks import total
-from toc_cli.ops.criterion import CRITERIA, ROTATIONS, Scores, score, shared
-from toc_cli.ops.linear import unit_rows
-from toc_cli.ops.moments import merge, merge_cross, merge_pairs
+from toc_cli.errors import UsageError
+from toc_cli.ops.criteria.base import Known
+from toc_cli.ops.criterion import CRITERIA
+from toc_cli.ops.moments import moments
 from toc_cli.ops.quantiser import Quantiser
-from toc_cli.ops.rotation import Rotation, pca, xcov
+from toc_cli.ops.rotation import Rotation
+from toc_cli.ops.scores import Scores, shared, similarity_and_variance
 from toc_cli.ops.selection import Selection, parse_ratio, select
-from toc_cli.pipeline.source import Source
+from toc_cli.pipeline.knowledge import groups, known
 from toc_cli.pipeline.study import Study
 
 
@@ -59,74 +58,40 @@ class Choice:
 
 
 def rank_dimensions(study: Study, criterion: str, seed: int) -> Ranking:
-    """Score every set of dimensions that is chosen on its own: levels share one set unless they have their own projections,
-    heads have their own unless they share one table."""
-    source, census = study.source, study.census
-    need = CRITERIA[criterion]
-    if need == "pairs" and not (census.pairs or census.crosses):
-        raise InputError(
-            f"--criterion {criterion} needs two modalities of equal shape; {len(census.fits)} given.",
-            "Give paired datasets, as --features audio=a.h5 --features video=v.h5.",
-        )
-    level_sets = _sets(len(source.full.levels), source.book.own_dims_per_level)
-    head_sets = _sets(source.full.heads, source.book.own_dims_per_head)
-    places = [[[(level, head) for level in levels for head in heads] for heads in head_sets] for levels in level_sets]
-    if criterion not in ROTATIONS:
-        scores = [[shared([_score(study, criterion, seed, *at) for at in group]) for group in row] for row in places]
-        return Ranking(criterion, scores, None)
-    turns = [[_rotate(study, criterion, group) for group in row] for row in places]
+    """Score every set of dimensions that is chosen on its own (`knowledge.groups`), once for a study."""
+    key = (criterion, seed, study.options.weights, study.options.normalize)
+    if key not in study.rankings:
+        study.rankings[key] = _ranking(study, criterion, seed)
+    found: Ranking = study.rankings[key]
+    return found
+
+
+def _ranking(study: Study, criterion: str, seed: int) -> Ranking:
+    tables = [
+        [[known(study, criterion, place, seed) for place in group] for group in row] for row in groups(study.source)
+    ]
+    found = [[CRITERIA[criterion].rank(group) for group in row] for row in tables]
+    turns = [[ranked for ranked in row if isinstance(ranked, Rotation)] for row in found]
     scores = [
         [
-            shared([_turned(study, criterion, turn, *at) for at in group])
-            for group, turn in zip(row, turned, strict=True)
+            shared([turned(each, ranked) for each in group]) if isinstance(ranked, Rotation) else ranked
+            for group, ranked in zip(groups_, row, strict=True)
         ]
-        for row, turned in zip(places, turns, strict=True)
+        for groups_, row in zip(tables, found, strict=True)
     ]
-    return Ranking(criterion, scores, turns)
+    return Ranking(criterion, scores, turns if turns[0] else None)
 
 
-def _sets(count: int, own: bool) -> list[list[int]]:
-    return [[at] for at in range(count)] if own else [list(range(count))]
-
-
-def _codes(source: Source, level: int, head: int) -> torch.Tensor:
-    return source.full.levels[level].codes[head]
-
-
-def _score(study: Study, criterion: str, seed: int, level: int, head: int) -> Scores:
-    census, options = study.census, study.options
-    return score(
-        criterion,
-        _codes(study.source, level, head),
-        weights=options.weights,
-        normalize=options.normalize,
-        usage=census.pooled[level][head],
-        features=total(census.features[level, head][0], merge) if census.features else None,
-        pairs=[total(units, merge_pairs) for units in census.pairs[level, head]] if census.pairs else (),
-        seed=seed + 1000 * level + head,
-    )
-
-
-def _turned(study: Study, criterion: str, turn: Rotation, level: int, head: int) -> Scores:
-    codes, options = _codes(study.source, level, head), study.options
-    return score(criterion, codes, weights=options.weights, normalize=options.normalize, rotation=turn)
-
-
-def _rotate(study: Study, criterion: str, places: Sequence[tuple[int, int]]) -> Rotation:
-    census = study.census
-    if criterion == "xcov":
-        assert census.crosses is not None
-        return xcov([total(units, merge_cross) for at in places for units in census.crosses[at]])
-    codes = [_codes(study.source, *at) for at in places]
-    usage = [census.pooled[level][head] for level, head in places]
-    return pca([unit_rows(e) for e in codes] if study.options.normalize == "l2" else codes, usage)
+def turned(about: Known, rotation: Rotation) -> Scores:
+    """The scores of a rotation's components: their eigenvalues, beside similarity and variance of the rotated codes."""
+    return Scores(rotation.eigenvalues, *similarity_and_variance(moments(rotation.apply(about.scored))))
 
 
 def choose(study: Study, ranking: Ranking, count: int) -> Choice:
     """Keep `count` dimensions of each set, with the constant that stands in for the dropped ones."""
     source, options = study.source, study.options
     ratio = parse_ratio(options.ratio) if options.ratio else None
-    if ratio and ranking.criterion in ROTATIONS:
+    if ratio and ranking.rotations:
         raise UsageError(
             f"--ratio does not go with --criterion {ranking.criterion}.", "A rotation keeps its leading components."
         )

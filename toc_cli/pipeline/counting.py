@@ -1,19 +1,20 @@
-"""The first pass: every row of every modality is quantised once with all dimensions, and what the criterion needs is summed."""
+"""The first pass: every row of every modality is quantised once with all dimensions, and what criteria need is summed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from toc_cli.io.features import Features
-from toc_cli.ops import moments
 from toc_cli.ops.blocks import Grid, extend, grid, split
+from toc_cli.ops.criteria.base import Side
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
-from toc_cli.pipeline.census import pairs_of
+from toc_cli.pipeline.census import Units, pairs_of
+from toc_cli.pipeline.knowledge import groups, table
 from toc_cli.pipeline.ranks import Ranks
 from toc_cli.pipeline.source import Fit, form_for
 from toc_cli.pipeline.study import Study
@@ -23,24 +24,34 @@ def count_usage(studies: Sequence[Study]) -> None:
     """Fill the census of every study of one run: each dataset is read and quantised once for all; the same on every rank."""
     features, ranks = studies[0].features, studies[0].ranks
     names = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
+    sums: dict[tuple[int, str], Sums] = {}
     with studies[0].progress("counting code usage", sum(dataset.rows for dataset in names.values())) as advance:
         for name, dataset in names.items():
             readers = [
-                (study, form_for(study.full, fit))
+                (study, form_for(study.full, fit), zeros(study.full), Sums(study, "modalities", dataset.rows))
                 for study in studies
                 for fit in study.fits
                 if fit.dataset.name == name
             ]
-            counts = [zeros(form) for _, form in readers]
+            start = own_start(dataset.rows, ranks)
             for x in own_chunks(features, name, dataset.rows, ranks):
-                for (_, form), table in zip(readers, counts, strict=True):
-                    tally(table, form.tokens(x))
+                for study, form, counts, own in readers:
+                    tokens = form.tokens(x)
+                    tally(counts, tokens)
+                    own.add([Rows(form, x, tokens, rows_before(study, name) + start)])
+                start += len(x)
                 advance(len(x))
-            for (study, _), table in zip(readers, counts, strict=True):
-                shares = ranks.gather(table)
+            for study, _, counts, own in readers:
+                shares = ranks.gather(counts)
                 study.census.usage[name] = [np.sum(levels, axis=0) for levels in zip(*shares, strict=True)]
+                sums[study.source.id, name] = own
     for study in studies:
-        sum_moments(study)
+        streams = [sums[study.source.id, fit.dataset.name].gathered() for fit in study.fits]
+        for criterion in streams[0]:
+            study.census.sums[criterion] = {
+                at: [[state for stream in streams for state in stream[criterion][at]]] for at in streams[0][criterion]
+            }
+        _sum_pairs(study)
 
 
 def own_chunks(features: Features, name: str, rows: int, ranks: Ranks) -> Iterator[torch.Tensor]:
@@ -55,6 +66,13 @@ def own_chunks(features: Features, name: str, rows: int, ranks: Ranks) -> Iterat
         yield torch.from_numpy(x)
 
 
+def own_start(rows: int, ranks: Ranks) -> int:
+    """The first row of this rank's share."""
+    blocks = grid(rows)
+    mine = blocks.share(ranks.rank, ranks.world)
+    return blocks.bounds(mine[0])[0] if mine else rows
+
+
 def zeros(form: Quantiser) -> list[np.ndarray]:
     """Per level (H, K_l) counts of nothing."""
     return [np.zeros(level.codes.shape[:2], dtype=np.int64) for level in form.levels]
@@ -62,42 +80,91 @@ def zeros(form: Quantiser) -> list[np.ndarray]:
 
 def tally(counts: list[np.ndarray], tokens: torch.Tensor) -> None:
     """Add tokens (N, L, H) to per-level counts (H, K_l)."""
-    for level, table in enumerate(counts):
-        for head in range(len(table)):
-            table[head] += torch.bincount(tokens[:, level, head], minlength=table.shape[1]).numpy()
+    for level, of_level in enumerate(counts):
+        for head in range(len(of_level)):
+            of_level[head] += torch.bincount(tokens[:, level, head], minlength=of_level.shape[1]).numpy()
 
 
-def sum_moments(study: Study) -> None:
-    """The moments that the criterion needs beyond usage, segment by segment in stream order."""
-    census, criterion = study.census, study.options.criterion
-    if CRITERIA[criterion] == "features":
-        streams = [segments(study, [fit], moments.moments, moments.merge) for fit in census.fits]
-        census.features = {at: [[state for stream in streams for state in stream[at]]] for at in streams[0]}
-    elif CRITERIA[criterion] == "pairs" and (pairs := pairs_of(census.fits)):
-        if criterion == "xmodal":
-            streams = [segments(study, pair, moments.pair_moments, moments.merge_pairs) for pair in pairs]
-            census.pairs = {at: [stream[at] for stream in streams] for at in streams[0]}
-        else:
-            streams = [segments(study, pair, moments.cross_moments, moments.merge_cross) for pair in pairs]
-            census.crosses = {at: [stream[at] for stream in streams] for at in streams[0]}
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one modality (n, W) as they meet a quantiser."""
+
+    form: Quantiser
+    x: torch.Tensor
+    tokens: torch.Tensor  # (n, L, H)
+    start: int
+    """Place of the first among the rows of all modalities."""
+
+    def cut(self, start: int, stop: int) -> Rows:
+        """Rows start to stop of these."""
+        return Rows(self.form, self.x[start:stop], self.tokens[start:stop], self.start + start)
+
+    def inputs(self) -> list[list[torch.Tensor]]:
+        """Per level and head what meets the codes: (n, D)."""
+        return [list(z.split(self.form.dim, dim=1)) for z in self.form.inputs(self.x, self.tokens)]
 
 
-def segments(
-    study: Study, fits: Sequence[Fit], single: Callable[..., Any], merge: Callable[[Any, Any], Any]
-) -> dict[tuple[int, int], list[Any]]:
-    """Per (level, head) the states of `single(block of each modality)`, merged within the segments of the grid."""
-    blocks = grid(fits[0].dataset.rows)
-    places = [(level, head) for level in range(len(study.full.levels)) for head in range(study.full.heads)]
-    states: dict[tuple[int, int], list[Any]] = {at: [] for at in places}
-    forms = [form_for(study.full, fit) for fit in fits]
-    with study.progress("summing " + " and ".join(fit.dataset.name for fit in fits), blocks.rows) as advance:
-        for index, block in enumerate(own_blocks(study.features, fits, blocks, study.ranks)):
-            sides = [level_inputs(form, x) for form, x in zip(forms, block, strict=True)]
-            for level, head in places:
-                state = single(*(side[level][head] for side in sides))
-                extend(states[level, head], index, state, merge, blocks.per_segment)
-            advance(len(block[0]))
-    return {at: study.ranks.concatenate(states[at]) for at in places}
+class Sums:
+    """What the study's criteria sum over one stream of rows: states per criterion, (level, head) and segment of the grid."""
+
+    def __init__(self, study: Study, over: str, rows: int) -> None:
+        self.study, self.blocks, self.index = study, grid(rows), 0
+        reductions = {name: CRITERIA[name].maths.reads for name in study.options.criteria}
+        self.reductions = {name: reads for name, reads in reductions.items() if reads and reads.over == over}
+        self.states: dict[str, Units] = {
+            name: {place: [] for row in groups(study.source) for group in row for place in group}
+            for name in self.reductions
+        }
+
+    def add(self, sides: Sequence[Rows]) -> None:
+        """Take in the next rows: whole blocks, the same rows of every modality of the stream."""
+        if not self.reductions:
+            return
+        rows, pool = len(sides[0].x), self.study.census.rows
+        for start in range(0, rows, self.blocks.block):
+            parts = [side.cut(start, start + self.blocks.block) for side in sides]
+            inputs = [part.inputs() for part in parts]
+            for name, reads in self.reductions.items():
+                for (level, head), states in self.states[name].items():
+                    about = table(self.study, (level, head), self.study.options.seed)
+                    block = [
+                        Side(own[level][head], part.tokens[:, level, head].numpy(), part.start, pool)
+                        for own, part in zip(inputs, parts, strict=True)
+                    ]
+                    extend(states, self.index, reads.single(about, *block), reads.merge, self.blocks.per_segment)
+            self.index += 1
+
+    def gathered(self) -> dict[str, Units]:
+        """The states of all ranks."""
+        return {
+            name: {place: self.study.ranks.concatenate(states) for place, states in own.items()}
+            for name, own in self.states.items()
+        }
+
+
+def rows_before(study: Study, name: str) -> int:
+    """Rows of the modalities before one."""
+    names = [fit.dataset.name for fit in study.fits]
+    return sum(fit.dataset.rows for fit in study.fits[: names.index(name)])
+
+
+def _sum_pairs(study: Study) -> None:
+    """A second pass over every pair of modalities, for criteria that read pairs."""
+    streams = []
+    for pair in pairs_of(study.fits):
+        own = Sums(study, "pairs", pair[0].dataset.rows)
+        if not own.reductions:
+            return
+        forms = [form_for(study.full, fit) for fit in pair]
+        with study.progress("summing " + " and ".join(fit.dataset.name for fit in pair), own.blocks.rows) as advance:
+            for block in own_blocks(study.features, pair, own.blocks, study.ranks):
+                own.add([Rows(form, x, form.tokens(x), 0) for form, x in zip(forms, block, strict=True)])
+                advance(len(block[0]))
+        streams.append(own.gathered())
+    for criterion in streams[0] if streams else ():
+        study.census.sums[criterion] = {
+            at: [stream[criterion][at] for stream in streams] for at in streams[0][criterion]
+        }
 
 
 def own_blocks(
@@ -113,9 +180,3 @@ def own_blocks(
     ]
     for block in zip(*streams, strict=True):
         yield tuple(torch.from_numpy(x) for x in block)
-
-
-def level_inputs(form: Quantiser, x: torch.Tensor) -> list[list[torch.Tensor]]:
-    """Per level and head what meets the codes: (n, D)."""
-    tokens = form.tokens(x)
-    return [list(z.split(form.dim, dim=1)) for z in form.inputs(x, tokens)]

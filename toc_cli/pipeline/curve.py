@@ -73,7 +73,9 @@ class Curve:
     def sweep(self, counts: Sequence[int]) -> dict[str, Any]:
         """The record's `sweep`: every criterion that the given features allow, at every count."""
         options, dim = self.study.options, self.study.full.dim
-        criteria = [name for name, need in CRITERIA.items() if need in ("codes", "usage") or name == options.criterion]
+        criteria = [
+            name for name, row in CRITERIA.items() if row.need in ("codes", "usage") or name == options.criterion
+        ]
         seeds = {name: RANDOM_SEEDS if name == "random" else 1 for name in criteria}
         below = [count for count in counts if count < dim]
         wanted = [(name, count, options.seed + k) for name in criteria for count in below for k in range(seeds[name])]

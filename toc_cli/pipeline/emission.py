@@ -15,7 +15,7 @@ from toc_cli.io.families import detect
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import edits, supported
 from toc_cli.io.names import printable
-from toc_cli.ops.criterion import ROTATIONS
+from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Lookup, Quantiser
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.options import Options
@@ -60,7 +60,7 @@ def _refuse_half_cuts(ckpt: Checkpoint, chosen: Chosen) -> None:
 def forms_of(ckpt: Checkpoint, source: Source, choice: Choice) -> dict[str, dict[Mode, str]]:
     """The record's `forms`: for the chosen criterion and its measured rivals of one size, what `supported` says."""
     names = (choice.ranking.criterion, "variance", "pca")
-    return {name: supported(ckpt, source.book, choice.count, rotated=name in ROTATIONS) for name in names}
+    return {name: supported(ckpt, source.book, choice.count, rotated=CRITERIA[name].rotates) for name in names}
 
 
 def _others(offered: dict[Mode, str]) -> str:

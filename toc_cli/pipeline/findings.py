@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -14,89 +14,45 @@ from toc_cli.errors import InputError
 from toc_cli.io.features import LabelSet
 from toc_cli.ops import probe
 from toc_cli.ops.bootstrap import interval, resample, totals
-from toc_cli.ops.criterion import ROTATIONS, Scores, score, shared
-from toc_cli.ops.linear import unit_rows
+from toc_cli.ops.criteria.base import Ranked
+from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.rotation import Rotation
+from toc_cli.ops.scores import Scores
 from toc_cli.ops.selection import parse_ratio, select
-from toc_cli.ops.stability import (
-    Stability,
-    code_draws,
-    feature_draws,
-    jaccard,
-    pair_draws,
-    pca_draws,
-    stability,
-    subspace_stability,
-    xcov_draws,
-)  # fmt: skip
+from toc_cli.ops.stability import Stability, jaccard, stability, subspace_stability
 from toc_cli.pipeline.choice import Choice
+from toc_cli.pipeline.knowledge import groups, known, table
 from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.sample import Measured
 from toc_cli.pipeline.source import Fit, form_for
 from toc_cli.pipeline.study import Study
 
-DRIVEN_BY = {"features": "features", "xmodal": "features", "xcov": "features"}
-
 
 def stability_of(study: Study, choice: Choice) -> dict[str, Any] | None:
-    """Overlap of the kept sets with those of resampled codes (or feature segments); None for `random`, which resamples nothing."""
-    if choice.ranking.criterion == "random":
+    """Overlap of the kept sets with those of resampled codes (or feature segments); None for a criterion that resamples nothing."""
+    row = CRITERIA[choice.ranking.criterion]
+    if row.maths.draws is None:
         return None
-    found = [
-        _set_stability(study, choice, row, column)
-        for row in range(len(choice.ranking.scores))
-        for column in range(len(choice.ranking.scores[0]))
-    ]
+    found = []
+    for at, level in enumerate(groups(study.source)):
+        for head, group in enumerate(level):
+            about = [known(study, choice.ranking.criterion, place, study.options.seed) for place in group]
+            found.append(_overlap(study, choice, (at, head), row.maths.draws(about, study.options.seed)))
     return {
         "jaccard_mean": float(np.mean([each.mean for each in found])),
         "jaccard_min": float(np.min([each.least for each in found])),
         "resamples": found[0].resamples,
-        "over": DRIVEN_BY.get(choice.ranking.criterion, "codes"),
+        "over": "features" if row.need in ("features", "pairs") else "codes",
     }
 
 
-def _set_stability(study: Study, choice: Choice, row: int, column: int) -> Stability:
-    source, census, options = study.source, study.census, study.options
-    criterion, ranking = choice.ranking.criterion, choice.ranking
-    levels = [row] if len(ranking.scores) > 1 else list(range(len(source.full.levels)))
-    heads = [column] if len(ranking.scores[0]) > 1 else list(range(source.full.heads))
-    places = [(level, head) for level in levels for head in heads]
-    codes = [source.full.levels[level].codes[head] for level, head in places]
-    usage = [census.pooled[level][head] for level, head in places]
-    if criterion in ROTATIONS:
-        assert choice.rotation is not None
-        leading = choice.rotation[row, column].numpy()
-        if criterion == "pca":
-            books = [unit_rows(e) for e in codes] if options.normalize == "l2" else codes
-            return subspace_stability(leading, pca_draws(books, usage, seed=options.seed))
-        assert census.crosses is not None
-        units = [states for at in places for states in census.crosses[at]]
-        return subspace_stability(leading, xcov_draws(units, seed=options.seed))
-    drawn = [_draws(study, criterion, *at) for at in places]
-    resamples = min(len(draws) for draws in drawn)
-    draws = [shared([draws[r] for draws in drawn]) for r in range(resamples)]
-    ratio = parse_ratio(options.ratio) if options.ratio else None
-    return stability(choice.kept[row, column], draws, ratio)
-
-
-def _draws(study: Study, criterion: str, level: int, head: int) -> list[Scores]:
-    source, census, options = study.source, study.census, study.options
-    codes, seed = source.full.levels[level].codes[head], options.seed
-    if criterion == "features":
-        assert census.features is not None
-        return feature_draws(census.features[level, head][0], options.weights, seed=seed)
-    if criterion == "xmodal":
-        assert census.pairs is not None
-        own = score("toc", codes, weights=options.weights, normalize=options.normalize)
-        return pair_draws(own, census.pairs[level, head], seed=seed)
-    return code_draws(
-        criterion,
-        codes,
-        weights=options.weights,
-        normalize=options.normalize,
-        usage=census.pooled[level][head],
-        seed=seed,
-    )
+def _overlap(study: Study, choice: Choice, at: tuple[int, int], drawn: Sequence[Ranked]) -> Stability:
+    turns = [each for each in drawn if isinstance(each, Rotation)]
+    if choice.rotation is not None:
+        return subspace_stability(choice.rotation[at].numpy(), turns)
+    ratio = parse_ratio(study.options.ratio) if study.options.ratio else None
+    return stability(choice.kept[at], [each for each in drawn if isinstance(each, Scores)], ratio)
 
 
 def modality_agreement(study: Study, count: int) -> dict[str, Any] | None:
@@ -115,24 +71,16 @@ def modality_agreement(study: Study, count: int) -> dict[str, Any] | None:
 
 def _kept_alone(study: Study, usage: list[np.ndarray], count: int) -> torch.Tensor:
     """(L or 1, H, D') by `usage-toc` with one modality's usage."""
-    source, options = study.source, study.options
-    levels = range(len(source.full.levels))
-    rows = [[level] for level in levels] if source.book.own_dims_per_level else [list(levels)]
-    kept = []
-    for group in rows:
-        scores = [
-            shared(
-                [
-                    score(
-                        "usage-toc", source.full.levels[at].codes[head], weights=options.weights, usage=usage[at][head]
-                    )
-                    for at in group
-                ]
-            )
-            for head in range(source.full.heads)
+    rows = []
+    for level in groups(study.source):
+        tables = [
+            [replace(table(study, at, study.options.seed), usage=usage[at[0]][at[1]]) for at in group]
+            for group in level
         ]
-        kept.append(torch.stack([select(each.score, count).kept for each in scores]))
-    return torch.stack(kept)
+        found = [CRITERIA["usage-toc"].rank(group) for group in tables]
+        kept = [select(each.score, count).kept for each in found if isinstance(each, Scores)]
+        rows.append(torch.stack(kept * (study.full.heads // len(kept))))
+    return torch.stack(rows)
 
 
 def probe_labels(study: Study, choice: Choice, runs: Mapping[str, Measured]) -> dict[str, Any] | None:

@@ -90,6 +90,11 @@ class Options:
         names = ("codebook", "layout", "metric", "assume", "rows", "table", "scale")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """The criteria that this run may rank by."""
+        return (self.criterion,)
+
     def as_record(self) -> dict[str, Any]:
         """The options as the record keeps them: what changes a result, not where or how fast it was computed."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("max_memory", "device")}

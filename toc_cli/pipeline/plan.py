@@ -221,7 +221,7 @@ def plan_optimization(
 
 def _refuse_criterion(source: Source, criterion: str) -> None:
     """UsageError for a criterion that compares features with codes where features never come into the space of the codes."""
-    if source.full.logits is not None and CRITERIA.get(criterion) in ("features", "pairs"):
+    if source.full.logits is not None and CRITERIA[criterion].need in ("features", "pairs"):
         raise UsageError(
             f"--criterion {criterion} reads features in the space of the codes, and those of {printable(source.book.shown)} "
             "only choose codes, by learned logits.",

@@ -16,10 +16,10 @@ from toc_cli.io.atomic import sha256
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.features import Features
 from toc_cli.ops.bootstrap import interval, resample
-from toc_cli.ops.criterion import dead_dimensions
 from toc_cli.ops.figures import figures
 from toc_cli.ops.geometry import Geometry, geometry
 from toc_cli.ops.metrics import measure, stack
+from toc_cli.ops.scores import dead_dimensions
 from toc_cli.ops.usage import count_tokens, is_rarefied, js_bits, matches, resampled_usage, usage
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import Choice

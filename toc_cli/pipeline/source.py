@@ -12,8 +12,8 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Parts
 from toc_cli.io.features import Dataset, Features
 from toc_cli.io.names import printable
-from toc_cli.ops.criterion import check_codes
 from toc_cli.ops.quantiser import Quantiser, quantiser
+from toc_cli.ops.scores import check_codes
 
 
 @dataclass(frozen=True)

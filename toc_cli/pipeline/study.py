@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class Study:
     options: Options
     ranks: Ranks
     progress: Progress
+    rankings: dict[Any, Any] = field(default_factory=dict, compare=False)
+    """What `choice.rank_dimensions` found, by all that it follows from."""
 
     @property
     def full(self) -> Quantiser:

@@ -6,8 +6,8 @@ Legend: N rows (seconds or clips that exist), K codes, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from toc_cli.errors import InputError
 from toc_cli.fcid.evaluation.sources import Reading, Source
-from toc_cli.ops.moments import Moments, PairMoments, cross_moments, merge, moments, pair_moments
+from toc_cli.ops.criteria.base import Known, Side
+from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
-from toc_cli.ops.rotation import Rotation, pca, usage_covariance, xcov
+from toc_cli.ops.rotation import Rotation, usage_covariance
+from toc_cli.ops.scores import TOC_WEIGHTS, Scores
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,27 @@ class Census:
         """(1, 1, D): what stands for dropped dimensions."""
         return self.full.mean_fill([self.usage[None]])
 
-    @cached_property
-    def moments(self) -> Moments:
-        return reduce(merge, map(moments, self.rows))
+    def rank(self, criterion: str, weights: tuple[float, float] = TOC_WEIGHTS, seed: int = 0) -> Scores | Rotation:
+        """What a row of `CRITERIA` says of the codebook."""
+        row = CRITERIA[criterion]
+        known = Known(self.full.levels[0].codes[0], self.usage, (), weights, metric=self.full.metric, seed=seed)
+        reads = row.maths.reads
+        if reads is not None and reads.over == "pairs":
+            sides = [[self._side(x) for x in pair] for pair in self._pairs()]
+            known = replace(known, streams=[[reads.single(known, *pair)] for pair in sides])
+        elif reads is not None:
+            starts = np.cumsum([0, *map(len, self.rows)])
+            sides = [[self._side(x, start, starts[-1])] for x, start in zip(self.rows, starts, strict=False)]
+            known = replace(known, streams=[[reads.single(known, *side) for side in sides]])
+        return row.rank([known])
 
-    @cached_property
-    def pair_moments(self) -> list[PairMoments]:
-        return [pair_moments(a, b) for a, b in self._pairs()]
-
-    def rotation(self, criterion: str) -> Rotation:
-        """`pca` of the codes, or `xcov` of the pairs."""
-        if criterion == "pca":
-            return pca([self.full.levels[0].codes[0]], [self.usage])
-        return xcov([cross_moments(a, b) for a, b in self._pairs()])
+    def _side(self, x: Tensor, start: int = 0, rows: int = 0) -> Side:
+        return Side(x, self.full.tokens(x)[:, 0, 0].numpy(), int(start), int(rows))
 
     def _pairs(self) -> Sequence[tuple[Tensor, Tensor]]:
         if not self.pairs:
             raise InputError(
-                "Criteria over pairs (xmodal, xcov) need two modalities that share seconds or clips.",
+                "Criteria over pairs need two modalities that share seconds or clips.",
                 "Use --criterion toc, or evaluate more modalities.",
             )
         return self.pairs

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from toc_cli.fcid.evaluation.census import Census
-from toc_cli.ops.criterion import ROTATIONS, Scores, score
 from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.rotation import Rotation
+from toc_cli.ops.scores import Scores
 from toc_cli.ops.selection import parse_keep, select
 
 FULL = "full"
@@ -88,21 +89,19 @@ def variants(
     """All dimensions; then per keep ratio and form each criterion, its worst dimensions, and random ones."""
     found = [full({name: census.full for name, census in censuses.items()})]
     scorings = {
-        criterion: {name: scored(census, criterion, weights, seed) for name, census in censuses.items()}
+        criterion: {name: census.rank(criterion, weights, seed) for name, census in censuses.items()}
         for criterion in criteria
         if criterion != "random"
     }
     for keep in keeps:
         for criterion, scores in scorings.items():
             for control in (None, "worst"):
-                stands = [
-                    {name: cut(census, criterion, keep, scores[name], control) for name, census in censuses.items()}
-                ]
+                stands = [{name: cut(census, keep, scores[name], control) for name, census in censuses.items()}]
                 found += in_both_forms(censuses, stands, criterion, keep, control)
         stands = []
         for draw in range(seeds):
-            drawn = {name: scored(census, "random", weights, seed + draw) for name, census in censuses.items()}
-            stands.append({name: cut(census, "random", keep, drawn[name], None) for name, census in censuses.items()})
+            drawn = {name: census.rank("random", weights, seed + draw) for name, census in censuses.items()}
+            stands.append({name: cut(census, keep, drawn[name], None) for name, census in censuses.items()})
         found += in_both_forms(censuses, stands, None, keep, "random")
     return found
 
@@ -131,27 +130,13 @@ def in_both_forms(
     return found
 
 
-def scored(census: Census, criterion: str, weights: tuple[float, float], seed: int) -> Scores:
-    """The scores of one codebook's dimensions, or of a rotation's components."""
-    return score(
-        criterion,
-        census.full.levels[0].codes[0],
-        weights=weights,
-        usage=census.usage if criterion == "usage-toc" else None,
-        features=census.moments if criterion == "features" else None,
-        pairs=census.pair_moments if criterion == "xmodal" else (),
-        rotation=census.rotation(criterion) if criterion in ROTATIONS else None,
-        seed=seed,
-    )
-
-
-def cut(census: Census, criterion: str, keep: str, scores: Scores, control: str | None) -> Quantiser:
-    """The codebook with `keep` of its dimensions: the best by `scores`, or the worst."""
+def cut(census: Census, keep: str, ranked: Scores | Rotation, control: str | None) -> Quantiser:
+    """The codebook with `keep` of its dimensions or components: the best, or the worst."""
     count = parse_keep(keep, census.full.dim)
     assert count is not None
-    if criterion in ROTATIONS:
-        matrix = census.rotation(criterion).matrix
+    if isinstance(ranked, Rotation):
+        matrix = ranked.matrix
         columns = matrix[:, -count:] if control == "worst" else matrix[:, :count]
         return census.full.rotated(torch.from_numpy(np.ascontiguousarray(columns))[None, None], census.fill)
-    values, last = (-scores.score, None) if control == "worst" else (scores.score, scores.last)
+    values, last = (-ranked.score, None) if control == "worst" else (ranked.score, ranked.last)
     return census.full.pruned(select(values, count, last=last).kept[None, None], census.fill)

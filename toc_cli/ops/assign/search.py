@@ -33,7 +33,10 @@ def backend_search(name: str) -> Search:
     """The search of a backend, with an error that says how to get it."""
     if name == "native":
         if not native.instruction_set():
-            raise UsageError("The compiled search is asked for, and absent.", native.missing() or "")
+            raise UsageError(
+                "The compiled search was not built here, or TOC_NATIVE=0 is set.",
+                "Reinstall toc-cli with a C compiler at hand.",
+            )
         return native.search
     if name == "triton":
         if not importlib.util.find_spec("triton"):

@@ -1,0 +1,37 @@
+"""How features scatter around the code that they choose: the streamed second moments of the quantisation error.
+
+Legend: N rows, K codes, D dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from toc_cli.ops.linear import Array, float64, matmul
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Sums over rows and their codes."""
+
+    usage: np.ndarray  # (K,) int64: rows per code
+    outer: np.ndarray  # (D, D) sum of (x - e)(x - e)^T
+
+
+def scatter(x: Array, codes: Array, tokens: Array) -> Scatter:
+    """Of rows x (N, D) around codes (K, D) that they choose by tokens (N,)."""
+    chosen = np.asarray(tokens)
+    off = float64(x) - float64(codes)[chosen]
+    return Scatter(np.bincount(chosen, minlength=len(codes)), matmul(off.T, off))
+
+
+def merge_scatter(p: Scatter, q: Scatter) -> Scatter:
+    """Of the rows of both."""
+    return Scatter(p.usage + q.usage, p.outer + q.outer)
+
+
+def within(state: Scatter) -> np.ndarray:
+    """W (D, D), the mean over rows."""
+    return state.outer / max(1, int(state.usage.sum()))
