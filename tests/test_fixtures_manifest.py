@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import shared_folder
+from conftest import fixture_entries, shared_folder
 from toc_cli.errors import TocError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -18,7 +17,7 @@ from toc_cli.io.families import detect, emit
 from toc_cli.io.families.base import Codebook
 
 FOLDER = shared_folder("TOC_FIXTURES", "fixtures")
-ENTRIES = json.loads((FOLDER / "manifest.json").read_text())["fixtures"] if FOLDER else []
+ENTRIES = fixture_entries(FOLDER)
 FOUND = ("ok", "ok-inert", "warn", "bad-values")
 PAYLOAD = "TOC-FIXTURE-PAYLOAD-EXECUTED"
 

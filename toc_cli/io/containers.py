@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.head import Head
+from toc_cli.io.inflate import compression, first_bytes
 
 if TYPE_CHECKING:
     from toc_cli.io.checkpoint.base import Checkpoint
@@ -23,8 +24,6 @@ LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled magic number that opens a torch file of before 1.6."""
 FAISS_FILLER = (1 << 20).to_bytes(8, "little")
 """A constant in the header of every faiss index."""
-COMPRESSED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"BZh", b"\xfd7zXZ\x00", b"]\x00\x00", b'\x04"M\x18')
-"""First bytes of gzip, zlib at each of its levels, bzip2, xz, lzma and lz4, in which joblib wraps its pickles."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ def _member(head: Head, pattern: str) -> bool:
 
 
 def _is_pickle(head: Head) -> bool:
-    """Protocols 0 and 1 have no first byte of their own: told by the name, as is a compressed one."""
-    if head.start[:1] == b"\x80" and head.start[1:2] <= b"\x05":
+    """Protocols 0 and 1 have no first byte of their own: they are told by the name."""
+    first = first_bytes(head.path, head.start)
+    if first[:1] == b"\x80" and first[1:2] <= b"\x05":
         return True
-    named = {*head.path.suffixes} & {".joblib", ".pkl", ".pickle"}
-    return bool(named) or (head.path.suffix == ".bin" and head.start.startswith(COMPRESSED))
+    return bool({*head.path.suffixes} & {".joblib", ".pkl", ".pickle"})
 
 
 CHECKPOINT = "toc_cli.io.checkpoint."
@@ -132,6 +131,11 @@ CONTAINERS: tuple[Container, ...] = (
         unread=("is a zip file that holds neither a torch checkpoint nor numpy arrays", ""),
     ),
     Container(
+        "npy of objects",
+        lambda head: head.start.startswith(b"\x93NUMPY") and bool(re.search(rb"'descr': *'\|O'", head.start[:256])),
+        checkpoint=CHECKPOINT + "pickled:ObjectArrayFile",
+    ),
+    Container(
         "npy",
         lambda head: head.start.startswith(b"\x93NUMPY"),
         (".npy",),
@@ -163,10 +167,12 @@ CONTAINERS: tuple[Container, ...] = (
         "pickle",
         _is_pickle,
         (".joblib", ".pkl", ".pickle"),
-        unread=(
-            "is a Python pickle (joblib, scikit-learn or plain), which can run code when it is opened",
-            "Export the array: np.save('codebook.npy', joblib.load(path).cluster_centers_), where you trust the file.",
-        ),
+        checkpoint=CHECKPOINT + "pickled:PickleFile",
+    ),
+    Container(
+        "compressed",
+        lambda head: bool(compression(head.start)),
+        unread=("is a compressed file of no kind that toc reads", "Unpack it (gunzip, bunzip2, unxz, lz4 -d) first."),
     ),
     Container(
         "tar",

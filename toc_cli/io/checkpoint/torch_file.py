@@ -1,58 +1,59 @@
-"""Files of torch.save, zip and legacy: weights-only, or inert where foreign objects stand in the way.
+"""Files of torch.save, zip and legacy, read without torch: the pickle gives the places of the tensors, `get` reads one.
 
-A zip file is mapped, not read: the listing touches no tensor data, and `get` copies one tensor out.
+Zip: `{name}/data.pkl`, one entry `{name}/data/{key}` per storage, `{name}/byteorder`. Legacy (before 1.6): pickles of a
+magic number, a protocol, the machine, the object and the list of storages, then for each an int64 count and its numbers.
 """
 
 from __future__ import annotations
 
-import mmap
-import pickle
+import io
 import warnings
 import zipfile
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
-from toc_cli.io.checkpoint.inert import InertPickle
-from toc_cli.io.checkpoint.stored_types import BYTES, type_name
+from toc_cli.io.checkpoint.inert import Bounded, InertUnpickler
+from toc_cli.io.checkpoint.rebuild import ARRAYS, StorageKind
+from toc_cli.io.checkpoint.stored_types import BYTES
+from toc_cli.io.checkpoint.strided import Storage, Strided, file_bytes, held_bytes
+from toc_cli.io.checkpoint.tree import at, leaves, put
 from toc_cli.io.guarded import new_file
 from toc_cli.io.head import Head
 from toc_cli.io.names import printable
 
-DEPTH_LIMIT = 32
-REVISIT_LIMIT = 10_000
-"""Times that a dictionary or list may be met again: a few copies of a section, not the 2^n paths of nested sharing."""
+if TYPE_CHECKING:
+    import torch
+
 SMALL = 1 << 24
 """Bytes up to which an expanded tensor (one stored value, many elements) is taken for what it says."""
-
-PLAIN = (str, int, float, bool, bytes, type(None), torch.dtype)
+LOCAL_HEADER = 30
+"""Bytes of the header before a zip entry, without its name and extra field."""
 
 
 class TorchFile(Checkpoint):
-    """One file of torch.save; nested dictionaries are sections."""
+    """One file of torch.save; nested dictionaries are sections, items of lists have their number for a name."""
 
     container = "torch"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         head = Head(path)
-        legacy = self._legacy = not head.is_zip
+        self._legacy, self._size = not head.is_zip, head.size
         _check_zip(head)
-        self._size = path.stat().st_size
-        self._tree, foreign = load_tree(path, legacy=legacy)
+        tree, foreign = read_legacy_file(path) if self._legacy else _read_zip(head)
         if foreign:
             names = ", ".join(printable(name, 80) for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
             left_out = f"{printable(path)} also holds Python objects ({names})"
             self.read_only = f"{left_out}, which were not loaded and cannot be written back."
+        self._arrays: dict[str, Strided] = {}
         self._places: dict[str, tuple[Hashable, ...]] = {}
         self._value_places: dict[tuple[str, ...], tuple[Hashable, ...]] = {}
-        for place, leaf in leaves(self._tree):
+        for place, leaf in leaves(tree):
             self._list(place, leaf)
         if not self.infos and foreign:
             raise InputError(
@@ -65,35 +66,36 @@ class TorchFile(Checkpoint):
 
     def _list(self, place: tuple[Hashable, ...], leaf: object) -> None:
         names = tuple(str(part) for part in place)
-        if not isinstance(leaf, torch.Tensor):
+        if not isinstance(leaf, Strided):
             self.values[names] = leaf
             self._value_places[names] = place
             return
-        if leaf.layout is not torch.strided or leaf.is_quantized:
-            return
-        address = leaf.untyped_storage().data_ptr()
-        stored = type_name(leaf.dtype)
-        if stored not in BYTES:
-            return
-        info = TensorInfo(names[:-1], names[-1] if names else "", tuple(leaf.shape), stored, address or None)
+        storage = leaf.storage.key if leaf.storage.nbytes else None
+        info = TensorInfo(names[:-1], names[-1] if names else "", leaf.shape, leaf.stored, storage)
         if info.key in self.infos:
             raise InputError(f"{printable(self.path)} has two tensors of the name {printable(info.key)!r}.")
         self.infos[info.key] = info
         self._places[info.key] = place
+        self._arrays[info.key] = leaf
 
     def get(self, key: str) -> torch.Tensor:
         info = self.require(key)
-        tensor = at(self._tree, self._places[key])
+        where = f"{printable(self.path)}: {printable(key)}"
         if info.nbytes > max(SMALL, self._size):
-            raise InputError(
-                f"{printable(self.path)}: {printable(key)} claims shape {info.shape}, more than the whole file holds."
-            )
-        return tensor.detach().clone(memory_format=torch.contiguous_format)
+            raise InputError(f"{where} claims shape {info.shape}, more than the whole file holds.")
+        try:
+            return self._arrays[key].tensor()
+        except InputError as error:
+            raise InputError(f"{where}: {error.what}", error.hint) from None
+        except OSError as error:
+            raise InputError(f"{where} cannot be read: {error.strerror}.") from None
 
     def write(self, target: Path, edits: Edits) -> list[Path]:
         self.require_writable()
+        import torch
+
         # A private mapping: what is written into it stays in this process.
-        tree, _ = load_tree(self.path, legacy=self._legacy)
+        tree = _load(self.path, legacy=self._legacy)
         tree = self._edited(tree, edits.tensors)
         for names, value in edits.values.items():
             tree = put(tree, self._value_places.get(names, names), value)
@@ -107,6 +109,8 @@ class TorchFile(Checkpoint):
 
         Tensors that were one view of one storage become one tensor again where the shape changes.
         """
+        import torch
+
         replaced: dict[Hashable, torch.Tensor] = {}
         for key, new in edits.items():
             if key not in self._places:
@@ -137,32 +141,133 @@ class TorchFile(Checkpoint):
         return names
 
 
-def load_tree(path: Path, *, legacy: bool) -> tuple[Any, list[str]]:
-    """The object of the file and the foreign globals that were left out. InputError where it is damaged or refused."""
-    shown = printable(path)
+def _load(path: Path, *, legacy: bool) -> Any:
+    """The object of a file that is to be written back, by torch itself. InputError where torch refuses it."""
+    import mmap
+
+    import torch
+
     # Only a private mapping: the tree is edited in place, and the input must not see it.
     private = torch.serialization.get_default_mmap_options() != getattr(mmap, "MAP_SHARED", None)
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": private and not legacy}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if not legacy and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
-                raise InputError(f"{shown} is a TorchScript archive: it holds a program, and is not loaded.")
-            return torch.load(path, weights_only=True, **options), []
-        except pickle.UnpicklingError:
-            pass
-        except InputError:
-            raise
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=private and not legacy)
         except Exception as error:  # whatever a parser makes of broken bytes
-            raise _damaged(shown, error) from None
-        inert = InertPickle()
-        try:
-            tree = torch.load(path, weights_only=False, pickle_module=inert, **options)
-        except Exception as error:
-            _refuse_programs(shown, inert)
-            raise _damaged(shown, error) from None
-    _refuse_programs(shown, inert)
-    return tree, inert.names
+            raise damaged(printable(path), error) from None
+
+
+def _read_zip(head: Head) -> tuple[Any, list[str]]:
+    """The object of a zip file and its foreign globals."""
+    main = next(name for name in head.entries if name.endswith("/data.pkl"))
+    root = main.removesuffix("data.pkl")
+    members = {member.filename: member for member in head.members}
+    storages: dict[str, Storage] = {}
+    swapped = _entry(head, members.get(f"{root}byteorder")) == b"big"
+
+    def persistent(pid: Any) -> Any:
+        kind, key, count = _storage_id(pid)
+        if key not in storages:
+            member = members.get(f"{root}data/{key}")
+            if member is None or member.file_size < count * BYTES[kind]:
+                raise ValueError(f"the storage {printable(key)} is missing or short")
+            start = _data_start(head, member)
+            storages[key] = Storage(kind, member.file_size, file_bytes(head.path, start), key, swapped)
+        return storages[key]
+
+    data = _entry(head, members[main])
+    return _unpickled(head.shown, Bounded(io.BytesIO(data), len(data)), persistent)
+
+
+def _storage_id(pid: Any) -> tuple[str, str, int]:
+    """Type, key and count of numbers of a storage, out of a persistent id."""
+    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] not in ("storage", b"storage"):
+        raise ValueError("a persistent id that is no storage")
+    _, kind, key, _, count = pid[:5]
+    if not isinstance(kind, StorageKind) or type(count) is not int or not 0 <= count < 1 << 62:
+        raise ValueError("a storage of no known type")
+    return str(kind), str(key)[:200], count
+
+
+def _data_start(head: Head, member: zipfile.ZipInfo) -> int:
+    """Where the bytes of a zip entry stand in the file."""
+    with open(head.path, "rb") as file:
+        file.seek(member.header_offset)
+        local = file.read(LOCAL_HEADER)
+    if len(local) < LOCAL_HEADER or not local.startswith(b"PK\x03\x04"):
+        raise ValueError(f"the entry {printable(member.filename)} is not where the directory says")
+    start = (
+        member.header_offset
+        + LOCAL_HEADER
+        + int.from_bytes(local[26:28], "little")
+        + int.from_bytes(local[28:30], "little")
+    )
+    if start + member.file_size > head.size:
+        raise ValueError(f"the entry {printable(member.filename)} reaches past the end")
+    return start
+
+
+def _entry(head: Head, member: zipfile.ZipInfo | None) -> bytes:
+    """The bytes of a small zip entry; b"" without one."""
+    if member is None:
+        return b""
+    try:
+        with zipfile.ZipFile(head.path) as archive:
+            return archive.read(member)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise damaged(head.shown, error) from None
+
+
+def read_legacy_file(path: Path) -> tuple[Any, list[str]]:
+    """The object of a legacy file and its foreign globals."""
+    with open(path, "rb") as file:
+        return _read_legacy(printable(path), file, path.stat().st_size, path)
+
+
+def read_legacy_bytes(shown: str, data: bytes) -> Any:
+    """The object of a legacy file in memory: how a plain pickle holds a storage of torch."""
+    return _read_legacy(shown, io.BytesIO(data), len(data), data)[0]
+
+
+def _read_legacy(shown: str, file: IO[bytes], size: int, where: Path | bytes) -> tuple[Any, list[str]]:
+    source = Bounded(file, size)
+    storages: dict[str, Storage] = {}
+
+    def persistent(pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] in ("module", b"module"):
+            return pid[1]
+        kind, key, count = _storage_id(pid)
+        return storages.setdefault(key, Storage(kind, count * BYTES[kind], held_bytes(b""), key))
+
+    for _ in range(3):  # magic number, protocol, machine
+        _unpickled(shown, source)
+    found = _unpickled(shown, source, persistent)
+    keys, _ = _unpickled(shown, source)
+    try:
+        for key in map(str, keys):
+            storage = storages[key]
+            count = int.from_bytes(source.read(8), "little")
+            if count * BYTES[storage.stored] != storage.nbytes:
+                raise ValueError(f"the storage {printable(key)} has another size than it claims")
+            start = source.at
+            data = where[start : start + storage.nbytes] if isinstance(where, bytes) else None
+            storage.read = file_bytes(where, start) if isinstance(where, Path) else held_bytes(data or b"")
+            source.skip(storage.nbytes)
+    except (EOFError, ValueError, KeyError, TypeError) as error:
+        raise damaged(shown, error) from None
+    return found
+
+
+def _unpickled(shown: str, source: Bounded, persistent: Any = None) -> tuple[Any, list[str]]:
+    """The next object of a stream and the foreign globals in it. InputError where it is damaged or wants to run something."""
+    unpickler = InertUnpickler(source, ARRAYS, persistent)
+    try:
+        tree = unpickler.load()
+    except Exception as error:  # whatever a parser makes of broken bytes
+        refuse_programs(shown, unpickler)
+        raise damaged(shown, error) from None
+    refuse_programs(shown, unpickler)
+    return tree, unpickler.names
 
 
 def _check_zip(head: Head) -> None:
@@ -178,56 +283,18 @@ def _check_zip(head: Head) -> None:
         raise InputError(f"{head.shown} is a torch file under the name of a safetensors file.", "Rename it to .pt.")
 
 
-def _damaged(shown: str, error: BaseException) -> InputError:
-    reason = printable(str(error).partition("\n")[0].rstrip(".") or type(error).__name__)
+def damaged(shown: str, error: BaseException) -> InputError:
+    """The sentence for bytes that do not make an object."""
+    told = not isinstance(error, LookupError) and str(error).partition("\n")[0].rstrip(".")
+    reason = printable(told or type(error).__name__)
     return InputError(f"{shown} is truncated or damaged: {reason}.", "Copy or download it again.")
 
 
-def _refuse_programs(shown: str, inert: InertPickle) -> None:
+def refuse_programs(shown: str, inert: InertUnpickler) -> None:
+    """InputError where the pickle asks for what no checkpoint needs."""
     if inert.programs:
         names = ", ".join(printable(name, 80) for name in inert.programs[:3])
         raise InputError(
             f"{shown} asks to run {names} when it is loaded; nothing of it was run, and it is refused.",
             "Do not load it with pickle or torch.load(weights_only=False).",
         )
-
-
-def leaves(tree: object) -> Iterator[tuple[tuple[Hashable, ...], object]]:
-    """Tensors and plain values with their place, in file order; a list of plain values is one leaf.
-
-    Foreign objects are none. InputError for a tree that is too deep or, through shared parts, too wide to walk.
-    """
-    stack: list[tuple[tuple[Hashable, ...], object]] = [((), tree)]
-    seen: set[int] = set()
-    revisits = 0
-    while stack:
-        place, node = stack.pop()
-        if isinstance(node, (torch.Tensor, *PLAIN)):
-            yield place, node
-        elif isinstance(node, (list, tuple)) and all(isinstance(child, PLAIN) for child in node):
-            yield place, list(node)
-        elif isinstance(node, (dict, list, tuple)):
-            revisits += id(node) in seen
-            seen.add(id(node))
-            if revisits > REVISIT_LIMIT or len(place) > DEPTH_LIMIT:
-                raise InputError("The file nests its dictionaries too deep, or one inside of itself.")
-            children = node.items() if isinstance(node, dict) else enumerate(node)
-            stack.extend(reversed([((*place, key), child) for key, child in children]))
-
-
-def at(tree: Any, place: tuple[Hashable, ...]) -> Any:
-    """The node at a place."""
-    for part in place:
-        tree = tree[part]
-    return tree
-
-
-def put(tree: Any, place: tuple[Hashable, ...], value: object) -> Any:
-    """The tree with the node at a place set: dictionaries and lists in place, tuples made anew, missing sections added."""
-    if not place:
-        return tuple(value) if isinstance(tree, tuple) and isinstance(value, list) else value
-    part, rest = place[0], place[1:]
-    if isinstance(tree, tuple):
-        return tuple(put(child, rest, value) if i == part else child for i, child in enumerate(tree))
-    tree[part] = put(tree.get(part, {}) if isinstance(tree, dict) else tree[part], rest, value)
-    return tree
