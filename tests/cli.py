@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from toc_cli.commands import main
+from toc_cli.commands import run
+
+SCRIPT = Path(sys.executable).with_name("toc")
+"""The installed console script."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,7 @@ def toc(*arguments: object, cwd: Path | None = None) -> Done:
     redirected.enter_context(contextlib.redirect_stdout(out))
     redirected.enter_context(contextlib.redirect_stderr(err))
     with redirected:
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0
+        code = run()
     return Done(code, out.getvalue(), err.getvalue())
 
 

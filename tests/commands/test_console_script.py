@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from cli import make_checkpoint, make_features
+from cli import SCRIPT, make_checkpoint, make_features
 
-SCRIPT = Path(sys.executable).with_name("toc")
 OPTIMIZE = ("optimize", "model.safetensors", "--features", "feats.h5")
 
 
@@ -25,8 +24,11 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = os.environ | environment
+    return subprocess.run(
+        [SCRIPT, *arguments], cwd=folder, env=own, capture_output=True, text=True, encoding="utf-8", check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,42 @@ def test_exit_code(here: Path, code: int, arguments: tuple[str, ...]) -> None:
         assert 1 <= len(done.stderr.strip().splitlines()) <= 2, done.stderr
     assert bool(done.stdout) == (code in (0, 1))
     assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "model.safetensors"),
+        ("inspect", "model.safetensors", "--json"),
+        ("report", "model.toc.json", "--format", "html"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_a_reader_that_goes_away_ends_it_silently(here: Path, arguments: tuple[str, ...]) -> None:
+    """As in `toc inspect … | head -0`: 141, and no word."""
+    process = subprocess.Popen([SCRIPT, *arguments], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [
+        ("inspect", {"PYTHONIOENCODING": "cp1252"}),
+        ("inspect", {"LC_ALL": "C"}),
+        ("report", {"PYTHONIOENCODING": "ascii"}),
+    ],
+)
+def test_a_stdout_that_cannot_say_it_gets_ascii(here: Path, command: str, environment: dict[str, str]) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "PYTHONUTF8")}
+    words = [SCRIPT, command, "model.safetensors" if command == "inspect" else "model.toc.json"]
+    done = subprocess.run(words, cwd=here, env=clean | environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode(environment.get("PYTHONIOENCODING", "ascii"))
+    assert "\\u" not in text
+    assert command == "report" or "+ codebook" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +12,8 @@ import typer
 
 from toc_cli import __version__
 from toc_cli.commands import bench, demo, evaluate, inspect, optimize, quantize, report, train_fcid
-from toc_cli.commands.interrupt import Interrupt
+from toc_cli.commands.encoding import soften
+from toc_cli.commands.interrupt import Interrupt, sentence, stopped_by
 from toc_cli.errors import OutputError, TocError, UsageError
 
 app = typer.Typer(
@@ -53,30 +55,73 @@ def options(
     pass
 
 
+CLOSED = 141
+"""128 + SIGPIPE: the reader of stdout went away, as `head` does."""
+
+
 def main() -> None:
-    """Run the program; turn every error into its sentence and the exit code of the contract."""
+    """Run the program and leave with the exit code of the contract."""
+    code = run()
+    if stopped_by(code) is not None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)  # at once: a thread that hashes a large file would be waited for
+    sys.exit(code)
+
+
+def run() -> int:
+    """Run the program; turn every error into its sentence; the exit code of the contract."""
+    soften(sys.stdout, sys.stderr)
+    code: object
     with Interrupt() as interrupt:
         try:
             code = app(standalone_mode=False)
+            sys.stdout.flush()
+        except SystemExit as stop:
+            code = CLOSED if reader_gone(stop) else stop.code
         except (Exception, KeyboardInterrupt) as error:
             # A library may have made another error of an interrupt.
-            if interrupt.number is not None or isinstance(error, KeyboardInterrupt):
-                say(TocError(f"Stopped by {interrupt.name}; nothing was left half-written."))
-                code = 128 + (interrupt.number or signal.SIGINT)
+            if isinstance(error, KeyboardInterrupt) or interrupt.number is not None:
+                code = 128 + signal.SIGINT
+            elif reader_gone(error):
+                code = CLOSED
             elif os.environ.get("TOC_DEBUG") == "1":
                 raise
             else:
                 known = in_words(error)
-                say(known)
                 code = known.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+                say(known)
+        if interrupt.number is not None:
+            code = 128 + interrupt.number
+        if (number := stopped_by(code)) is not None:
+            say(TocError(sentence(number)))
+    if code == CLOSED:
+        hush()
+    return code if isinstance(code, int) else 0
+
+
+def reader_gone(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it hides, is that of a pipe whose reader went away."""
+    while error is not None and not isinstance(error, BrokenPipeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def hush() -> None:
+    """Give stdout and stderr an end that takes all, so that what is still buffered fails no more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say(error: TocError) -> None:
-    """The error on stderr; rich is loaded only now, so that help stays quick."""
+    """The error on stderr, where somebody reads it; rich is loaded only now, so that help stays quick."""
     from toc_cli.commands.output import complain
 
-    complain(error)
+    with contextlib.suppress(OSError, SystemExit):
+        complain(error)
 
 
 def in_words(error: Exception) -> TocError:
@@ -85,8 +130,6 @@ def in_words(error: Exception) -> TocError:
         return error
     if isinstance(error, typer.BadParameter.__mro__[1]):
         return usage(error)
-    if isinstance(error, BrokenPipeError):
-        return OutputError("The reader of stdout went away.")
     if isinstance(error, OSError):
         return OutputError(
             f"{error.strerror or error}: {error.filename or 'no file named'}.", "Free space or permissions help."

@@ -1,4 +1,7 @@
-"""The one sink: results to stdout, everything else to stderr, no ANSI and no live bars off a terminal."""
+"""The one sink: results to stdout, everything else to stderr, no ANSI and no live bars off a terminal.
+
+What goes to a terminal goes through `Door`, whoever drew it: a name out of a file cannot move the cursor there.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from toc_cli.errors import TocError
-from toc_cli.io.names import printable
+from toc_cli.io.names import escaped, printable
 
 Advance = Callable[[int], None]
 
 
+class Door(Console):
+    """A console whose text holds no control, ANSI or bidirectional characters but line ends; its own controls pass."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escaped(segment.text, "\n"), segment.style)
+
+
 def complain(error: TocError) -> None:
     """One or two lines on stderr: what is wrong, then what helps."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Door(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text("error: ", style="bold red") + Text(printable(error.what, limit=2000), style="not bold default"))
     if error.hint:
         console.print(Text(printable(error.hint, limit=4000), style="dim"))
@@ -31,16 +43,20 @@ class Output:
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = Console(stderr=True, highlight=False)
+        self.out = Door(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = Door(stderr=True, highlight=False)
 
     def result(self, data: Any, *renderables: RenderableType) -> None:
         """The command's result: `data` as JSON under `--json`, else the tables (none under `--quiet`)."""
         if self.as_json:
-            print(json.dumps(data, indent=2, sort_keys=True, allow_nan=False))
+            self.text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
         elif not self.quiet:
             for renderable in renderables:
                 self.out.print(renderable)
+
+    def text(self, text: str) -> None:
+        """A report or JSON on stdout as it is, but for characters that a terminal would obey."""
+        sys.stdout.write("\n".join(escaped(line, "\t") for line in text.split("\n")))
 
     def say(self, text: str) -> None:
         """A plain word on stderr."""
@@ -63,7 +79,12 @@ class Output:
             def render(self, task: Task) -> Text:
                 return Text(f"{task.speed or 0:,.0f} {unit}/s", style="cyan")
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Rate())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            Rate(),
+        )
         with Progress(*columns, TimeRemainingColumn(), console=self.err, transient=True) as bar:
-            task = bar.add_task(title, total=total)
+            task = bar.add_task(printable(title, limit=60), total=total)
             yield lambda count: bar.advance(task, count)

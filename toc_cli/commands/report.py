@@ -53,7 +53,7 @@ def report(
     )  # fmt: skip
     sink = Output(as_json, quiet)
     if done.text is not None:
-        typer.echo(done.text, nl=False)
+        sink.text(done.text)
     else:
         sink.result(machine.data(done.report), terminal.render(done.report))
     for note in done.notes:

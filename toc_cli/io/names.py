@@ -11,6 +11,14 @@ UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 def printable(name: object, limit: int = 200) -> str:
     """`name` on one line, with control, ANSI and bidirectional characters as escapes, cut to `limit` characters."""
     text = str(name)
-    cut = text[:limit]
-    shown = "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in UNSAFE else c for c in cut)
-    return shown + ("…" if len(text) > limit else "")
+    return escaped(text[:limit]) + ("…" if len(text) > limit else "")
+
+
+def escaped(text: str, allowed: str = "") -> str:
+    """`text` with every unsafe character but those `allowed` as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if c not in allowed and unicodedata.category(c) in UNSAFE else c
+        for c in text
+    )

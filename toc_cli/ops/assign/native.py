@@ -28,6 +28,8 @@ ROW_STATE = 1 << 20  # rows searched at a time: their lists take 12 MiB
 CONVERTED = 1 << 23  # elements of half-precision rows held in float32 at a time
 MANY_OPEN = 1 / 64  # share of re-checked rows from which equal codes are looked for
 INLINE_WORK = 1 << 21  # multiply-adds below which threads cost more than they save
+LONG_WORK = 1 << 32  # multiply-adds from which a search may take a tenth of a second
+NOTHING_LEFT = 1 << 62  # as the number of the next row: beyond all
 COARSE_REACH = 32000  # _search.c: the norm that the longest code has in the steps of the coarse pass
 COARSE_ROWS = 256  # rows from which the coarse pass saves more than making the codes ready for it costs
 
@@ -273,11 +275,18 @@ class Codebook:
         task.next = task.failed = 0
         size = rows * len(self.codes) * task.dims
         count = min(torch.get_num_threads(), 1 + size // INLINE_WORK)
-        threads = [threading.Thread(target=work, args=(task,)) for _ in range(count - 1)]
+        here = size < LONG_WORK  # a signal is heard between two lines of Python, or where one thread waits for others
+        threads = [threading.Thread(target=work, args=(task,)) for _ in range(count - here)]
         try:
             for thread in threads:
                 thread.start()
-            work(task)
+            if here:
+                work(task)
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            task.next = NOTHING_LEFT
+            raise
         finally:  # an interrupt must not free what the others still write to
             for thread in threads:
                 if thread.ident is not None:
