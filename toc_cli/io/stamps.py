@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -28,12 +29,16 @@ class Stamps:
     """Name and version."""
     checkpoint: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every file of the weights, by name."""
+    channel_axis: int | None = None
+    """Axis of the dataset along which the feature dimensions lie."""
 
     def write(self, attributes: MutableMapping[str, Any]) -> None:
-        """As `toc.model`, `toc.module`, `toc.side`, `toc.library` and, as JSON, `toc.checkpoint`."""
+        """As `toc.model`, `toc.module`, `toc.side`, `toc.channel_axis`, `toc.library` and, as JSON, `toc.checkpoint`."""
         for name in ("model", "module", "side", "library"):
             if value := getattr(self, name):
                 attributes[PREFIX + name] = value
+        if self.channel_axis is not None:
+            attributes[f"{PREFIX}channel_axis"] = self.channel_axis
         if self.checkpoint:
             attributes[f"{PREFIX}checkpoint"] = json.dumps(dict(self.checkpoint), sort_keys=True)
 
@@ -53,7 +58,18 @@ class Stamps:
             raise InputError(
                 f"{shown} has a {PREFIX}checkpoint that is no list of hashes.", "Capture the features again."
             )
-        return cls(words["model"], words["module"], cast(Side, words["side"]), words["library"], files)
+        axis = _whole(attributes, "channel_axis", shown)
+        return cls(words["model"], words["module"], cast(Side, words["side"]), words["library"], files, axis)
+
+
+def _whole(attributes: Mapping[str, Any], name: str, shown: str) -> int | None:
+    value = attributes.get(PREFIX + name)
+    try:
+        return None if value is None else operator.index(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{shown} has a {PREFIX}{name} that is no whole number.", "Capture the features again."
+        ) from None
 
 
 def _text(attributes: Mapping[str, Any], name: str, shown: str) -> str:
