@@ -54,10 +54,12 @@ def toc(*arguments: object, cwd: Path | None = None) -> Done:
 
 
 def make_checkpoint(path: Path, codes: torch.Tensor | None = None, *, codes_count: int = 64, dim: int = 24) -> Path:
-    """A taming-style VQ checkpoint (no projection) at `path`."""
+    """A taming EMAVQ checkpoint (no projection) at `path`: its running mean tells that the lookup is euclidean."""
     if codes is None:
         codes = torch.randn(codes_count, dim, generator=torch.Generator().manual_seed(1)) + 0.3
-    save_file({"quantize.embedding.weight": codes, "decoder.conv.weight": torch.ones(4, 4)}, path)
+    stem = "quantize.embedding"
+    mean = {f"{stem}.embed_avg": codes.clone(), f"{stem}.cluster_size": torch.ones(len(codes))}
+    save_file({f"{stem}.weight": codes, **mean, "decoder.conv.weight": torch.ones(4, 4)}, path)
     return path
 
 

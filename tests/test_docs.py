@@ -61,7 +61,7 @@ def test_the_options_of_optimize_are_frozen() -> None:
     """The contract's flags: a change here is a change for users, and needs a CHANGELOG line."""
     assert options("optimize") == {
         "--features", "--keep", "--criterion", "--weights", "--normalize", "--ratio", "--emit", "--fill", "--max-distortion",
-        "--min-agreement", "--sweep", "--codebook", "--layout", "--metric", "--assume",
+        "--min-agreement", "--sweep", "--codebook", "--layout", "--metric", "--stack", "--assume",
         "--rows", "--table", "--scale", "--modality", "--channel-axis", "--space",
         "--eval-rows",
         "--max-memory", "--device", "--seed", "--output", "--dry-run", "--verify", "--force", "--json", "--quiet",

@@ -57,7 +57,7 @@ def hdf5(here: Path) -> None:
 
 
 def torch_file(here: Path) -> None:
-    torch.save({"quantize.embedding.weight": torch.randn(64, 24), "rest": torch.zeros(5000)}, here / "model.pt")
+    torch.save({"kmeans": {"cluster_centers_": torch.randn(64, 24)}, "rest": torch.zeros(5000)}, here / "model.pt")
 
 
 def plain(here: Path) -> None:

@@ -18,7 +18,12 @@ Features = Annotated[
     list[str],
     typer.Option(help="h5, npz, npy or safetensors; repeatable; name=path names a modality.", metavar="[NAME=]FILE"),
 ]
-Codebook = Annotated[str | None, typer.Option(metavar="KEY", help="The tensor to take as the codebook.")]
+Codebook = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY", help="The tensor to take as the codebook, or a pattern: 'layers.*.codebook'; repeatable."
+    ),
+]
 Layout = Annotated[
     str | None, typer.Option(metavar="AXES", help="Axis order of --codebook: KD, DK, HKD, KHD, LKD, '(HK)D,H=2', ….")
 ]
@@ -33,6 +38,12 @@ Table = Annotated[
 Scale = Annotated[
     str | None,
     typer.Option(metavar="KEY|none", help="Scale of a table stored as float8 or int8; none: take it as stored."),
+]
+Stack = Annotated[
+    Literal["residual", "product", "independent"] | None,
+    typer.Option(
+        help="How numbered tables belong together, where the file cannot say: residual, product or independent."
+    ),
 ]
 Assume = Annotated[
     bool, typer.Option("--assume", help="Take a reading that is only assumed for true: offers the edited checkpoints.")

@@ -22,6 +22,7 @@ def inspect(
     rows: flags.Rows = None,
     table: flags.Table = None,
     scale: flags.Scale = None,
+    stack: flags.Stack = None,
     assume: flags.Assume = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -32,8 +33,8 @@ def inspect(
     from toc_cli.pipeline import inspect_checkpoint
 
     found = inspect_checkpoint(
-        checkpoint, numbers=numbers, codebook=codebook, layout=layout, metric=metric, rows=rows, table=table,
-        scale=scale, assume=assume,
+        checkpoint, numbers=numbers, codebook=codebook, layout=layout, metric=metric, stack=stack, rows=rows,
+        table=table, scale=scale, assume=assume,
     )  # fmt: skip
     sink = Output(as_json, quiet)
     for book in found["codebooks"]:

@@ -50,6 +50,7 @@ def optimize(
     rows: flags.Rows = None,
     table: flags.Table = None,
     scale: flags.Scale = None,
+    stack: flags.Stack = None,
     assume: flags.Assume = False,
     modality: flags.Modality = None,
     channel_axis: flags.ChannelAxis = None,
@@ -82,7 +83,8 @@ def optimize(
 
     options = Options(
         keep=keep, criterion=criterion, weights=parse_weights(weights), normalize=normalize, ratio=ratio,
-        codebook=codebook, layout=layout, metric=metric, rows=rows, table=table, scale=scale, assume=assume,
+        codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
+        scale=scale, assume=assume,
         modalities=tuple(modality or ()), channel_axis=channel_axis, space=space, max_memory=parse_bytes(max_memory),
         eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep, max_distortion=max_distortion,
         min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,

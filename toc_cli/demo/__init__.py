@@ -26,7 +26,7 @@ def run_demo(folder: Path, *, keep: str, force: bool, progress: Progress) -> tup
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise UsageError(f"{folder} exists and is not empty.", "--force writes into it; -o names another.")
-    options = Options(keep=keep, emit=("codebook", "masked", "sliced", "consumer"), sweep="0.1:1.0:10")
+    options = Options(keep=keep, emit=("codebook", "masked", "sliced", "consumer"), assume=True, sweep="0.1:1.0:10")
     plan = plan_optimization(CHECKPOINT, FEATURES, options, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, features = folder / CHECKPOINT.name, folder / FEATURES.name

@@ -35,9 +35,11 @@ class Options:
     normalize: Literal["none", "l2"] = "none"
     ratio: str | None = None
     """`MAX:MIN`: the share of D' from either end of the ranking."""
-    codebook: str | None = None
+    codebook: str | tuple[str, ...] | None = None
+    """Keys or patterns of tables; None: every codebook of the file."""
     layout: str | None = None
     metric: str | None = None
+    stack: str | None = None
     assume: bool = False
     """Take readings that are assumed for true: the edited checkpoints are then offered."""
     rows: Literal["unit", "as-is"] | None = None
@@ -87,7 +89,7 @@ class Options:
     @property
     def reading(self) -> dict[str, Any]:
         """What the user says of how the checkpoint is read: the arguments of `detect`."""
-        names = ("codebook", "layout", "metric", "assume", "rows", "table", "scale")
+        names = ("codebook", "layout", "metric", "stack", "assume", "rows", "table", "scale")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -12,7 +12,7 @@ import torch
 from memory_checkpoint import MemoryCheckpoint
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint import open_checkpoint
-from toc_cli.io.families import detect, emit
+from toc_cli.io.families import Undecided, detect, emit
 from toc_cli.io.families.base import Codebook
 
 
@@ -279,7 +279,10 @@ def test_a_buffer_per_code_tells_the_code_axis(
     table: tuple[int, ...], counts: tuple[int, ...], heads: int, codes: int
 ) -> None:
     ckpt = checkpoint({"my.table": table, "my.cluster_size": counts})
-    (codebook,) = detect(ckpt, codebook="my.table")
+    if table == (2, 16, 6):
+        with pytest.raises(Undecided, match="--stack residual"):
+            detect(ckpt, codebook="my.table")
+    (codebook,) = detect(ckpt, codebook="my.table", stack="product")
     assert (codebook.heads, codebook.num_codes, codebook.dim) == (heads, (codes,), 16 if table == (16, 16) else 6)
     assert codebook.parts(ckpt).tables[0].shape == (heads, codes, codebook.dim)
 
@@ -396,9 +399,11 @@ def test_bare_arrays(tmp_path: Any) -> None:
     np.savez(tmp_path / "several.npz", a=np.zeros((8, 6)), b=np.ones((16, 5)))
     (one,) = detect(open_checkpoint(tmp_path / "one.npy"))
     assert (one.num_codes, one.dim, one.heads) == ((16,), 6, 1)
-    (heads,) = detect(open_checkpoint(tmp_path / "heads.npy"))
+    with pytest.raises(Undecided, match="--stack residual"):
+        detect(open_checkpoint(tmp_path / "heads.npy"))
+    (heads,) = detect(open_checkpoint(tmp_path / "heads.npy"), stack="product")
     assert (heads.num_codes, heads.dim, heads.heads) == ((16,), 6, 2)
-    (levels,) = detect(open_checkpoint(tmp_path / "levels.npz"))
+    (levels,) = detect(open_checkpoint(tmp_path / "levels.npz"), stack="residual")
     assert (levels.keys, levels.num_codes, levels.residual) == ((("level_2",), ("level_10",)), (16, 8), True)
-    with pytest.raises(InputError, match=r"--codebook KEY, perhaps a \(8, 6\); b \(16, 5\)"):
+    with pytest.raises(InputError, match="--codebook KEY"):
         detect(open_checkpoint(tmp_path / "several.npz"))

@@ -60,7 +60,7 @@ def trained(
 def test_a_sliced_training_file_trains_on(optimizer: Any, options: dict[str, Any], tmp_path: Path) -> None:
     _, x = trained(tmp_path / "run.pt", optimizer, **options)
     ckpt = open_checkpoint(tmp_path / "run.pt")
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     assert emit.supported(ckpt, codebook)["sliced"] == ""
     ckpt.write(tmp_path / "sliced.pt", emit.edits(ckpt, codebook, "sliced", kept=KEPT, fill=ZERO))
     after, before = (torch.load(tmp_path / name, weights_only=True) for name in ("sliced.pt", "run.pt"))
@@ -80,7 +80,7 @@ def test_a_sliced_training_file_trains_on(optimizer: Any, options: dict[str, Any
 def test_masked_and_sliced_of_the_layout_run_alike(tmp_path: Path) -> None:
     model, x = trained(tmp_path / "run.pt")
     ckpt = open_checkpoint(tmp_path / "run.pt")
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     fill = model.quantize.embedding.weight.detach().double().mean(0)[None, None]
     outputs = {}
     for mode, dim in (("masked", 6), ("sliced", 3), ("consumer", 6)):
@@ -103,7 +103,7 @@ def test_moments_that_could_be_anothers_are_not_guessed() -> None:
         "optimizer/state/0/exp_avg": torch.randn(6, 6, 1, 1),
     }
     ckpt = MemoryCheckpoint(tensors)
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     assert (
         "optimizer state in the file may belong to model/quant_conv.weight" in emit.supported(ckpt, codebook)["sliced"]
     )
@@ -120,7 +120,7 @@ def test_moments_under_the_names_of_parameters_are_certain() -> None:
         "optimizer/state/quant_conv.weight/exp_avg": torch.randn(6, 6, 1, 1),
     }
     ckpt = MemoryCheckpoint(tensors)
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     edited = emit.edits(ckpt, codebook, "sliced", kept=KEPT, fill=ZERO).tensors
     moment = tensors["optimizer/state/quant_conv.weight/exp_avg"]
     assert torch.equal(edited["optimizer/state/quant_conv.weight/exp_avg"], moment[KEPT[0, 0]])
@@ -135,7 +135,7 @@ def test_moments_of_other_layers_stay() -> None:
         "optimizer/state/0/exp_avg": torch.randn(4, 3),
     }
     ckpt = MemoryCheckpoint(tensors)
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     edited = emit.edits(ckpt, codebook, "sliced", kept=KEPT, fill=ZERO).tensors
     assert not [key for key in edited if key.startswith("optimizer")]
 
@@ -157,7 +157,7 @@ def model(prefix: str, scale: float = 1.0) -> dict[str, torch.Tensor]:
 )
 def test_an_average_beside_the_model_is_one_codebook_with_a_copy(primary: str, copy: str) -> None:
     ckpt = MemoryCheckpoint({**model(copy, 2.0), **model(primary)})
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     assert codebook.keys[0][0] == f"{primary}quantize.embedding.weight"
     assert codebook.copies == (copy,)
     for mode in ("masked", "sliced", "consumer"):
@@ -172,7 +172,7 @@ def test_an_average_that_lost_its_dots_is_cut_too() -> None:
     tensors = model("state_dict/")
     flat = {f"state_dict/model_ema.{key.removeprefix('state_dict/').replace('.', '')}": t for key, t in tensors.items()}
     ckpt = MemoryCheckpoint({**tensors, **flat})
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     edited = emit.edits(ckpt, codebook, "sliced", kept=KEPT, fill=ZERO).tensors
     assert edited["state_dict/model_ema.quantizeembeddingweight"].shape == (9, 3)
     assert edited["state_dict/model_ema.quant_convbias"].shape == (3,)
@@ -181,14 +181,14 @@ def test_an_average_that_lost_its_dots_is_cut_too() -> None:
 
 def test_two_models_that_are_no_copies_stay_two() -> None:
     ckpt = MemoryCheckpoint({**model("teacher/"), **model("student/", 2.0)})
-    assert [book.copies for book in detect(ckpt)] == [(), ()]
+    assert [book.copies for book in detect(ckpt, assume=True)] == [(), ()]
 
 
 def test_a_ddp_prefix_is_part_of_the_names(tmp_path: Path) -> None:
     tensors = {f"module.{name}": t for name, t in model("").items()}
     torch.save({"state_dict": tensors}, tmp_path / "ddp.pt")
     ckpt = open_checkpoint(tmp_path / "ddp.pt")
-    (codebook,) = detect(ckpt)
+    (codebook,) = detect(ckpt, assume=True)
     ckpt.write(tmp_path / "sliced.pt", emit.edits(ckpt, codebook, "sliced", kept=KEPT, fill=ZERO))
     after = torch.load(tmp_path / "sliced.pt", weights_only=True)["state_dict"]
     assert list(after) == list(tensors)

@@ -41,7 +41,7 @@ def test_a_list_of_layers_is_a_stack_only_if_it_is_one(
     state: dict[str, torch.Tensor], expected: list[tuple[int, int | None]]
 ) -> None:
     ckpt = MemoryCheckpoint(state)
-    books = detect(ckpt)
+    books = detect(ckpt, assume=True)
     assert [(book.levels, book.outer_width) for book in books] == expected
     for book in books:
         assert torch.equal(book.parts(ckpt).tables[0], ckpt.get(book.label if book.levels == 1 else book.keys[0][0]))
@@ -55,7 +55,7 @@ def test_llamagen_without_its_usage_counter() -> None:
             "model/quantize.embedding.weight": torch.randn(16, 6),
         }
     )
-    (book,) = detect(ckpt)
+    (book,) = detect(ckpt, assume=True)
     assert (book.family, book.metric, book.unit_vectors) == ("LlamaGen VQ", "cosine", True)
 
 
@@ -80,7 +80,7 @@ def test_unispeech_sat_sizes_two_more_layers_by_its_codevectors() -> None:
             "speaker_proj.weight": torch.randn(12, 9),
         }
     )
-    reasons = emit.supported(ckpt, detect(ckpt)[0])
+    reasons = emit.supported(ckpt, detect(ckpt, assume=True)[0])
     assert "speaker_proj" in reasons["sliced"]
     assert not reasons["masked"] + reasons["consumer"]
 
@@ -95,7 +95,7 @@ def test_moments_are_told_by_their_names_whatever_the_optimizer_is_called() -> N
             "opt_vae/state/0/exp_avg_sq": torch.rand(16, 6),
         }
     )
-    (book,) = detect(ckpt)
+    (book,) = detect(ckpt, assume=True)
     cut = emit.edits(ckpt, book, "sliced", kept=torch.tensor([[[1, 4]]]), fill=torch.zeros(1, 1, 6)).tensors
     moment = ckpt.get("opt_vae/state/0/exp_avg_sq")
     assert torch.equal(cut["opt_vae/state/0/exp_avg_sq"], moment[:, [1, 4]])
@@ -104,7 +104,7 @@ def test_moments_are_told_by_their_names_whatever_the_optimizer_is_called() -> N
 @pytest.mark.parametrize(("dtype", "said"), [(torch.bfloat16, "half precision"), (torch.float32, "")])
 def test_rotated_weights_do_not_fit_into_half_precision(dtype: torch.dtype, said: str) -> None:
     ckpt = MemoryCheckpoint({key: tensor.to(dtype) for key, tensor in quantiser("", 6, 9).items()})
-    (book,) = detect(ckpt)
+    (book,) = detect(ckpt, assume=True)
     reason = emit.supported(ckpt, book, rotated=True)["sliced"]
     assert said in reason
     assert bool(said) == bool(reason)
@@ -121,7 +121,7 @@ def test_the_original_mimi_is_a_quotient_too() -> None:
             state |= {f"{stem}embedding_sum": torch.randn(16, 6), f"{stem}cluster_usage": torch.rand(16) * 5}
             state[f"{stem}_initialized"] = torch.ones(1)
     ckpt = MemoryCheckpoint(state)
-    first, rest = detect(ckpt)
+    first, rest = detect(ckpt, assume=True)
     assert (first.levels, rest.levels, rest.residual, rest.outer_width) == (1, 3, True, 9)
     stem = "quantizer.rvq_rest.vq.layers.2._codebook."
     expected = state[f"{stem}embedding_sum"] / state[f"{stem}cluster_usage"].clamp(min=1e-5)[:, None]

@@ -6,6 +6,8 @@ A family is a module with `find(ckpt) -> list[Codebook]` that returns nothing fo
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, cast, get_args
 
@@ -22,8 +24,10 @@ from toc_cli.io.families import (
     kmeans,
     layouts,
     mimi,
+    norm_ema,
     projected,
     pruned,
+    rows,
     rqvae,
     scaled,
     simvq,
@@ -32,13 +36,27 @@ from toc_cli.io.families import (
     wav2vec2,
     xcodec,
 )
-from toc_cli.io.families.base import Codebook, Metric
+from toc_cli.io.families.base import Codebook, Metric, Stack
 from toc_cli.io.families.copies import join
-from toc_cli.io.families.names import sections
+from toc_cli.io.families.names import is_optimizer, sections
 from toc_cli.io.families.overrides import with_rows, with_table
 from toc_cli.io.names import printable
 
-__all__ = ["detect"]
+__all__ = ["Undecided", "detect"]
+
+METRICS = tuple(name for name in get_args(Metric) if name != "logits")
+
+
+class Undecided(InputError):
+    """Numbered tables of which the file does not say how they belong together; `detect(stack=…)` takes the answer."""
+
+    def __init__(self, book: Codebook) -> None:
+        shown = f"{printable(book.shown)} ({book.levels if book.heads == 1 else book.heads} tables of {book.dim} dimensions)"
+        super().__init__(
+            f"The file does not say how {shown} belong together.",
+            "Add --stack residual (each quantises what the former left), product (heads side by side) or independent;"
+            " --codebook KEY takes one.",
+        )
 
 
 class Family(Protocol):
@@ -60,8 +78,10 @@ FAMILIES = cast(
         encodec,
         faiss,
         kmeans,
+        norm_ema,
         vqp,
         simvq,
+        rows,
         cmg,
         taming,
         rqvae,
@@ -75,9 +95,10 @@ FAMILIES = cast(
 def detect(
     ckpt: Checkpoint,
     *,
-    codebook: str | None = None,
+    codebook: str | Sequence[str] | None = None,
     layout: str | None = None,
     metric: str | None = None,
+    stack: str | None = None,
     assume: bool = False,
     rows: str | None = None,
     table: str | None = None,
@@ -86,33 +107,48 @@ def detect(
     """The codebooks of a checkpoint, in the order of their families.
 
     Args:
-        codebook: key of one table (with or without its sections): that codebook alone, detected or not.
+        codebook: keys of tables (with or without their sections) or patterns such as `layers.*.embedding.weight`: those codebooks
+            alone, detected or not. The tables of one pattern belong together.
         layout: order of the stored axes of `codebook`, such as "DK" or "(HK)D,H=2" (`generic.Layout`).
         metric: euclidean, cosine or dot, instead of what the file says.
+        stack: residual, product or independent, where the file does not say how numbered tables belong together.
         assume: readings that are assumed are taken for true.
         rows: "unit" or "as-is" (`overrides.with_rows`).
         table: "raw" or "mean" (`overrides.with_table`).
         scale: key (or its end) of the scale of a quantised table; "none" takes it as stored (`scaled.opened`).
 
     Raises:
-        InputError: there is no codebook, or none under that key; the sentence says what the file holds instead.
+        InputError: there is no codebook, or none under that key, or the file does not say how its tables stack.
         UsageError: an option that cannot be meant.
     """
-    chosen = _metric(metric)
+    chosen, how = _offered("--metric", metric, METRICS), _offered("--stack", stack, get_args(Stack))
     seen = scaled.opened(ckpt, scale)
-    if layout and codebook is None:
-        tables = dict.fromkeys(key for one in _claimed(seen) for key in _tables(one))
-        if len(tables) != 1:
-            raise UsageError("--layout describes one table.", "Name it with --codebook KEY.")
-        codebook = next(iter(tables))
-    if codebook is not None:
-        found = [_named(seen, codebook, layout, chosen)]
-    else:
-        found = [with_metric(one, chosen) for one in _claimed(seen)]
+    keys = [codebook] if isinstance(codebook, str) else list(codebook or ())
+    if layout and not keys:
+        keys = list(dict.fromkeys(key for one in _claimed(seen) for key in _tables(one)))
+    if layout and len(keys) != 1:
+        raise UsageError("--layout describes one table.", "Name it with --codebook KEY.")
+    found = _named(seen, keys, layout, how is not None) if keys else _claimed(seen)
     if not found:
         raise _nothing(seen)
+    found = [with_metric(book, chosen) for one in found for book in _restacked(one, cast("Stack | None", how))]
     found = [with_rows(with_table(seen, one, table), rows) for one in found]
     return [_with_evidence(scaled.finished(ckpt, seen, one, scale), assume) for one in found]
+
+
+def _offered(flag: str, value: str | None, known: tuple[str, ...]) -> str | None:
+    if value is not None and value not in known:
+        raise UsageError(f"{flag} {printable(value)} is not known.", f"It is one of {', '.join(known)}.")
+    return value
+
+
+def _restacked(one: Codebook, how: Stack | None) -> list[Codebook]:
+    """The codebooks that numbered tables are under an answer; `Undecided` without one."""
+    if one.restack is None:
+        return [one]
+    if how is None:
+        raise Undecided(one)
+    return [replace(book, root=one.root, copies=one.copies) for book in one.restack(how)]
 
 
 def _with_evidence(one: Codebook, assume: bool) -> Codebook:
@@ -121,13 +157,6 @@ def _with_evidence(one: Codebook, assume: bool) -> Codebook:
         return one
     note = f"the reading of {printable(one.shown)} as {one.metric} codes is assumed: the file does not show it"
     return replace(one, granted=assume, warnings=(*one.warnings, note))
-
-
-def _metric(metric: str | None) -> Metric | None:
-    offered = [name for name in get_args(Metric) if name != "logits"]
-    if metric is not None and metric not in offered:
-        raise UsageError(f"--metric {metric} is not known.", f"It is one of {', '.join(offered)}.")
-    return cast("Metric | None", metric)
 
 
 def _claimed(ckpt: Checkpoint) -> list[Codebook]:
@@ -147,24 +176,55 @@ def _tables(one: Codebook) -> set[str]:
     return {key for level in one.keys for key in level} | {site.key for site in one.sites if site.role == "codes"}
 
 
-def _named(ckpt: Checkpoint, key: str, layout: str | None, metric: Metric | None) -> Codebook:
-    full = [info.key for info in ckpt.infos.values() if key in (info.key, info.name)]
-    if not layout:
-        for one in _claimed(ckpt):
-            if key == one.label or _tables(one) & set(full):
-                return with_metric(one, metric)
-    if not full:
-        near = difflib.get_close_matches(key, list(ckpt.infos), n=3, cutoff=0.4)
-        hint = f"Close names: {', '.join(map(printable, near))}." if near else "toc inspect lists the tables of a file."
-        raise InputError(f"{printable(str(ckpt.path))} has no tensor {printable(key)}.", hint)
+def _named(ckpt: Checkpoint, wanted: Sequence[str], layout: str | None, together: bool) -> list[Codebook]:
+    """The codebooks of the named tables: known ones whole, others by what each name matches; `together`: all of them are one."""
+    known = _known(ckpt) if not layout else []
+    found: list[Codebook] = []
+    others: list[list[str]] = []
+    for name in wanted:
+        keys = _matching(ckpt, name, known)
+        mine = [one for one in known if one.restack is None and (name == one.label or _tables(one) & set(keys))]
+        covered = set().union(*map(_tables, mine))
+        found += [one for one in mine if one not in found]
+        rest = [key for key in keys if key not in covered]
+        others += [rest] if rest else []
+    if together and len(others) > 1:
+        others = [[key for keys in others for key in dict.fromkeys(keys)]]
+    return found + [
+        generic.stacked(ckpt, keys) if len(keys) > 1 else generic.table(ckpt, keys[0], layout=layout) for keys in others
+    ]
+
+
+def _known(ckpt: Checkpoint) -> list[Codebook]:
+    """What the families claim; nothing where one of them refuses the file, since a named table is then taken as it is."""
+    try:
+        return _claimed(ckpt)
+    except InputError:
+        return []
+
+
+def _matching(ckpt: Checkpoint, name: str, known: list[Codebook]) -> list[str]:
+    """Full keys that a name or a pattern means."""
+    label = next((one for one in known if name == one.label), None)
+    if label is not None:
+        return [key for level in label.keys for key in dict.fromkeys(level)]
+    full = [info.key for info in ckpt.infos.values() if name in (info.key, info.name)]
     if len(full) > 1:
         raise UsageError(
-            f"{printable(key)} stands in several sections.", f"Name one of {', '.join(map(printable, full))}."
+            f"{printable(name)} stands in several sections.", f"Name one of {', '.join(map(printable, full))}."
         )
-    return generic.table(ckpt, full[0], layout=layout, metric=metric)
+    pattern = re.compile(re.escape(name).replace(r"\*", ".*").replace(r"\?", "."))
+    if not full:
+        infos = [info for info in ckpt.infos.values() if not is_optimizer(info) and generic.is_table(info)]
+        full = [info.key for info in infos if pattern.fullmatch(info.key) or pattern.fullmatch(info.name)]
+    if not full:
+        near = difflib.get_close_matches(name, list(ckpt.infos), n=3, cutoff=0.4)
+        hint = f"Close names: {', '.join(map(printable, near))}." if near else "toc inspect lists the tables of a file."
+        raise InputError(f"{printable(str(ckpt.path))} has no tensor {printable(name)}.", hint)
+    return full
 
 
-def with_metric(codebook: Codebook, metric: Metric | None) -> Codebook:
+def with_metric(codebook: Codebook, metric: str | None) -> Codebook:
     """The codebook under another metric; the constant of dropped dimensions must be 0 under cosine."""
     if metric is None:
         return codebook
@@ -178,7 +238,7 @@ def with_metric(codebook: Codebook, metric: Metric | None) -> Codebook:
     cosine = metric == "cosine"
     return replace(
         codebook,
-        metric=metric,
+        metric=cast("Metric", metric),
         unit_vectors=cosine and codebook.unit_vectors,
         stored_unit=cosine and codebook.stored_unit,
         zero_fill=cosine or codebook.zero_fill,
@@ -193,7 +253,8 @@ def _nothing(ckpt: Checkpoint) -> InputError:
         return InputError(f"{name} has no codebook: {said}.")
     listed = [f"{printable(info.key)} {tuple(info.shape)}" for info in generic.candidates(sections(ckpt))]
     if not listed:
-        return InputError(f"{name} has no codebook: none of its {len(ckpt.infos)} tensors is a table of vectors.")
+        count = f"none of its {len(ckpt.infos)} tensors is a table of vectors under the name of a codebook"
+        return InputError(f"{name} has no codebook: {count}.", "--codebook KEY takes one by its name.")
     return InputError(
         f"{name} has no codebook of a known family.", f"Name one with --codebook KEY, perhaps {'; '.join(listed)}."
     )

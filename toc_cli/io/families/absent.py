@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
 
-from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
 
@@ -38,6 +39,18 @@ TOKEN_TABLES = (
     r"(?:.*\.)?latent_image_embedding\.emb\.weight",
     r"(?:.*\.)?(?:label_embs_concat|linear\.\d+\.weight|emb\.\d+\.weight|embeddings?\.word_embeddings\.weight)",
 )
+SIGN_MARKERS = (
+    r"(?:.*\.)?(?:power_vals|group_basis|bit_basis)",
+    r"(?:.*\.)?(?:bsq|lfq)\w*\..*",
+)  # fmt: skip
+GRID_MARKERS = (
+    r"(?:.*\.)?(?:_levels|implicit_codebook|dim_base_index|num_levels)",
+    r"(?:.*\.)?(?:_codebook|fsq\w*)\.project_down\.weight",
+    r"(?:.*\.)?fsqs?\..*",
+)
+QUANTISER = re.compile(r"quant|codebook|vq|embedding$", re.IGNORECASE)
+MOST_SCALARS = 16
+"""Dimensions beyond which no scalar quantiser is looked for: a grid of 2 levels has 65,536 codes by then."""
 GRID_CONFIGS = ("quantization_levels", "fsq_levels")
 ENCODERS = r"(?:.*\.)?(?:feature_projection\.projection|masked_spec_embed|mask_emb)(?:\.weight)?"
 
@@ -48,7 +61,7 @@ def reason(ckpt: Checkpoint) -> str | None:
     if not any(list(part) for part in parts):
         return _index(ckpt) if ckpt.container == "faiss" else EMPTY
     for part in parts:
-        said = _lookup_free(ckpt, part) or _network(part) or _grid(ckpt, part) or _tables(part)
+        said = _lookup_free(ckpt, part) or _markers(part) or _network(part) or _grid(ckpt, part) or _tables(part)
         if said:
             return said
     return None
@@ -59,7 +72,31 @@ def _index(ckpt: Checkpoint) -> str:
     return SCALAR_INDEX if kind == "IxSQ" else OTHER_INDEX.format(printable(kind))
 
 
+def grid(ckpt: Checkpoint, info: TensorInfo) -> str | None:
+    """The sentence for a table (K, D) that is a fixed grid: sign bits, or the product of equally spaced levels."""
+    if len(info.shape) != 2 or not info.dtype.is_floating_point or 0 in info.shape:
+        return None
+    values = ckpt.get(info.key).double()
+    several, both = info.shape[0] > 2 and info.shape[1] > 1, bool((values < 0).any()) and bool((values > 0).any())
+    if several and both and bool((values.abs() == values[0, 0].abs()).all()):
+        return SIGNS
+    levels = [column.unique() for column in values.T] if info.shape[1] <= MOST_SCALARS else []
+    spaced = all(len(steps) > 1 and torch.allclose(steps.diff(), steps.diff()[:1]) for steps in levels)
+    if levels and spaced and math.prod(len(steps) for steps in levels) == info.shape[0] > 4:
+        return GRID if info.shape[1] > 1 else None
+    return None
+
+
+def _markers(part: Section) -> str | None:
+    if any(part.matches(pattern) for pattern in SIGN_MARKERS):
+        return SIGNS
+    return GRID if any(part.matches(pattern) for pattern in GRID_MARKERS) else None
+
+
 def _lookup_free(ckpt: Checkpoint, part: Section) -> str | None:
+    for info in part.infos.values():
+        if QUANTISER.search(info.name) and grid(ckpt, info):
+            return grid(ckpt, info)
     for match in part.matches(r"((?:.*\.)?)mask"):
         info = part.infos[match.group()]
         if info.dtype == torch.int64 and len(info.shape) == 1 and info.shape[0] < 64:

@@ -15,6 +15,8 @@ from toc_cli.io.checkpoint.base import Checkpoint
 
 Metric = Literal["euclidean", "cosine", "dot", "logits"]
 Mode = Literal["codebook", "masked", "sliced", "consumer"]
+Stack = Literal["residual", "product", "independent"]
+"""How numbered tables belong together: levels that each quantise what the former left, heads side by side, or not at all."""
 Evidence = Literal["proven", "stated", "by structure", "assumed"]
 """How a reading is known: by the model's own tokens; by a config or the library's own class names; by keys that only this family
 has; or by nothing but a name and a shape."""
@@ -113,6 +115,8 @@ class Codebook:
     """Rows are stored with unit norm and not normalised at lookup (vector-quantize-pytorch cosine): pruned rows are renormalised."""
     unit_in: bool = False
     """Features are divided by their length, head by head, and meet the codes as they are stored."""
+    restack: Callable[[Stack], list[Codebook]] | None = None
+    """Set where the file does not say how its numbered tables stack: the codebooks of each answer."""
     exact_levels: int | None = None
     """Only the first so many levels are fixed tables (QINCo: 1); None: all."""
     outer_width: int | None = None

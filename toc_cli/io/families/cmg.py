@@ -26,7 +26,7 @@ def _published(part: Section, parts: list[Section], stem: str) -> Codebook:
     name, twin, counts = f"{stem}.embedding", f"{stem}.ema_weight", f"{stem}.ema_count"
     after = [site for other in parts for site in _decoders(other, part.shape(name)[-1])]
     if len(part.shape(name)) == 2:
-        return plain(part, [name], family="CMG", twins=[(twin, counts)], after=after, refusals={"sliced": WIDTH})
+        return plain(part, [name], family="CMG", after=after, refusals={"sliced": WIDTH})
     levels, codes, dim = part.shape(name)
     sites = [Site(part.key(name), 2, "codes", level, window=((0, level, level + 1),)) for level in range(levels)]
     if twin in part and counts in part:
@@ -69,7 +69,6 @@ def _trained(part: Section, root: str, level: str) -> Codebook:
         part,
         [f"{stem}.embedding"],
         family="toc FCID",
-        twins=[(f"{stem}.ema_weight", f"{stem}.ema_count")],
         after=after,
         refusals={"sliced": WIDTH},
     )

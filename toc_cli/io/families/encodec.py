@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -62,6 +62,11 @@ def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: li
     dim, spelt = part.shape(names[0])[-1], _SPELLINGS[family]
     before = last_layer(part, root + spelt.encoder, spelt.tail)
     after = f"{root}{spelt.encoder.replace('encoder', 'decoder')}.0.{spelt.tail}"
+    head = re.sub(r"feature_extractor\.encodec\.$", "backbone.embed", root)
+    unused = None
+    if head != root and shape(part, head)[1:2] == (dim,):
+        # WavTokenizer: its own head reads the codes; the decoder of encodec is in the file and never called
+        family, unused, after = "wavtokenizer", after, head
     semantic = root + "transform"  # SpeechTokenizer reads its first level once more, for the semantic teacher
     if family == "encodec (original)" and AUDIOCRAFT in ckpt.values:
         family = "audiocraft"
@@ -73,6 +78,8 @@ def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: li
         sites.append(consumer(part, after, folds=_pad_mode(ckpt, family) in FOLDING_PADS))
     else:
         refusals["consumer"] = "the decoder that reads the quantised vector is not in this file"
+    if unused and shape(part, unused)[1:2] == (dim,):
+        sites.append(replace(consumer(part, unused), role="scale"))
     if family == "speechtokenizer":
         sites.append(consumer(part, semantic, level=0))
     if before is None or shape(part, before)[:1] != (dim,) or "consumer" in refusals:

@@ -6,23 +6,27 @@ Legend: L levels, H heads, K codes, D dimensions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
-from toc_cli.io.families.base import Codebook, Metric, Parts, Site
-from toc_cli.io.families.names import Section, code_axis, natural, sections
+from toc_cli.io.families import absent
+from toc_cli.io.families.base import Codebook, Metric, Parts, Site, Stack
+from toc_cli.io.families.names import Section, code_axis, is_statistic, natural, sections, twin
 from toc_cli.io.names import printable
 
 AROUND = "the layers around the codebook are not in this file, or not known"
 NO_METRIC = "the metric is not in the file: read as euclidean (--metric cosine or dot says otherwise)"
+_STEMS = r"(?:\w*quantizer?|vq\w*|\w*codebooks?|\w*quantization\w*)"
+_TABLES = r"(?:code_?books?|embeddings?|embed|centroids?|codes|codevectors|emb)"
 NAMES = (
-    r"(?:.*\.)?(?:\w*quantizer?|vq\w*|\w*codebooks?)\.(?:embeddings?|embed|codebooks?)(?:\.weight)?",
-    r"(?:.*\.)?\w*quantizer?\.(?:.*\.)?(?:codebook|codebook\.embed|embedding\.weight|_codebook\.embed)",
-    r"(?:.*\.)?(?:code_book|codebooks?|codevectors|cluster_centers_|centroids)(?:\.\d+)?(?:\.weight)?",
+    rf"(?:.*\.)?{_STEMS}\.(?:.*\.)?{_TABLES}(?:\.weight)?",
+    rf"(?:.*\.)?{_STEMS}\.(?:\d+\.)?(?:weight|codebook\.embed|_codebook\.embed)",
+    r"(?:.*\.)?(?:layers|levels|quantizers|stages|heads|groups)\.\d+\.(?:code_?book|embedding|centroids?|_?codebook\.embed)(?:\.weight)?",
+    r"(?:.*\.)?(?:code_?books?|codevectors|centroids?|code_?book_vectors)(?:[._]?\d+)?(?:\.weight)?",
 )
 """Names that hold a codebook in repositories of no fixed family."""
 LOOSE = re.compile(r"quant|codebook|code_book|vq|bottleneck|centroid|cluster|embed", re.IGNORECASE)
@@ -81,17 +85,30 @@ class Layout:
 
 def find(ckpt: Checkpoint) -> list[Codebook]:
     """Bare arrays, and tables under names that hold nothing but codebooks."""
-    if ckpt.container in ("npy", "npz", "h5"):
+    if ckpt.container in ("npy", "npz", "h5") or all(
+        info.key == "" or info.key.isdecimal() for info in ckpt.infos.values()
+    ):
         bare = _bare(ckpt)
         if bare:
             return bare
-    found = []
-    for part in sections(ckpt):
-        for name in part:
-            known = any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in NAMES)
-            if known and is_table(part.infos[name]):
-                found.append(table(ckpt, part.key(name)))
-    return found
+    return [book for part in sections(ckpt) for book in _named(ckpt, part)]
+
+
+def _named(ckpt: Checkpoint, part: Section) -> list[Codebook]:
+    """The tables of a section under names of codebooks; numbered siblings are one codebook whose stack is unknown."""
+    found: dict[str, list[TensorInfo]] = {}
+    for name, info in part.infos.items():
+        if is_table(info) and not is_statistic(name) and any(re.fullmatch(p, name, re.IGNORECASE) for p in NAMES):
+            found.setdefault(re.sub(r"\d+", "#", name), []).append(info)
+    books = []
+    for infos in found.values():
+        if absent.grid(ckpt, infos[0]) is not None:
+            continue
+        if len({info.shape[-1] for info in infos}) > 1:
+            books += [table(ckpt, info.key) for info in infos]
+        else:
+            books.append(stacked(ckpt, [info.key for info in infos]) if len(infos) > 1 else table(ckpt, infos[0].key))
+    return books
 
 
 def is_table(info: TensorInfo) -> bool:
@@ -100,40 +117,79 @@ def is_table(info: TensorInfo) -> bool:
 
 
 def _bare(ckpt: Checkpoint) -> list[Codebook]:
-    """The only array of a file, or arrays that differ in a number alone (levels of one residual)."""
+    """The only array of a file, or arrays that differ in a number alone."""
     tables = [info for info in ckpt.infos.values() if is_table(info)]
-    if len(tables) == 1 and len(ckpt.infos) == 1:
+    if len(ckpt.infos) == len(tables) == 1:
         return [table(ckpt, tables[0].key)]
     stems: dict[str, list[TensorInfo]] = {}
     for info in tables:
         stems.setdefault(re.sub(r"\d+$", "", info.name), []).append(info)
     for stem, infos in stems.items():
-        same = len({info.shape[-1] for info in infos}) == 1 and all(len(info.shape) == 2 for info in infos)
-        if len(infos) > 1 and same and re.search(r"code|embed|level|vq|quant", stem, re.IGNORECASE):
-            return [_levels(sorted(infos, key=lambda info: natural(info.name)))]
+        alone = not stem and len(infos) == len(ckpt.infos)
+        if len(infos) > 1 and (alone or re.search(r"code|embed|level|vq|quant|centroid", stem, re.IGNORECASE)):
+            return [stacked(ckpt, [info.key for info in infos])]
     return []
 
 
-def _levels(infos: list[TensorInfo]) -> Codebook:
-    first = printable(infos[0].name)
-    note = (
-        f"{first} … {printable(infos[-1].name)} are read as the levels of one residual (--codebook {first} takes one)"
-    )
-    return Codebook(
-        family="bare array",
-        keys=tuple((info.key,) for info in infos),
-        num_codes=tuple(info.shape[0] for info in infos),
-        dim=infos[0].shape[1],
-        heads=1,
-        metric="euclidean",
-        dtype=infos[0].dtype,
-        parts=lambda ckpt: Parts(tuple(ckpt.get(info.key).unsqueeze(0) for info in infos)),
-        evidence="assumed",
-        residual=True,
-        sites=tuple(Site(info.key, 1, "codes", level) for level, info in enumerate(infos)),
-        refusals={"sliced": AROUND, "consumer": AROUND},
-        warnings=(NO_METRIC, note),
-    )
+def stacked(ckpt: Checkpoint, keys: Sequence[str], metric: Metric | None = None) -> Codebook:
+    """Numbered tables as the levels of one residual, with `restack` for what else they may be.
+
+    Raises:
+        InputError: tables of different widths.
+    """
+    keys = sorted(keys, key=natural)
+    alone = [table(ckpt, key, metric=metric) for key in keys]
+    for key, one in zip(keys, alone, strict=True):
+        if one.dim != alone[0].dim or one.heads != alone[0].heads or one.levels > 1:
+            raise InputError(
+                f"{printable(key)} has shape {ckpt.infos[key].shape}, {printable(keys[0])} {ckpt.infos[keys[0]].shape}: they do not"
+                " stack.",
+                "--codebook KEY takes one of them.",
+            )
+
+    def restack(how: Stack) -> list[Codebook]:
+        if how == "independent":
+            return alone
+        return _levels(alone) if how == "residual" else _heads(alone)
+
+    return replace(_levels(alone)[0], restack=restack)
+
+
+def _levels(alone: list[Codebook]) -> list[Codebook]:
+    """Codebooks of one level each as the levels of one residual."""
+    return [
+        replace(
+            alone[0],
+            keys=tuple(one.keys[0] for one in alone),
+            num_codes=tuple(one.num_codes[0] for one in alone),
+            parts=lambda ckpt: Parts(tuple(one.parts(ckpt).tables[0] for one in alone)),
+            residual=True,
+            sites=tuple(replace(site, level=level) for level, one in enumerate(alone) for site in one.sites),
+            ema_twins=tuple(key for one in alone for key in one.ema_twins),
+            warnings=tuple(dict.fromkeys(note for one in alone for note in one.warnings)),
+        )
+    ]
+
+
+def _heads(alone: list[Codebook]) -> list[Codebook]:
+    """Codebooks of one head each as the heads of one product. UsageError where they have not the same number of codes."""
+    if len({one.num_codes for one in alone}) > 1 or alone[0].heads > 1:
+        counts = ", ".join(str(one.num_codes[0]) for one in alone)
+        raise UsageError(
+            f"--stack product needs tables of one head with one number of codes, {printable(alone[0].shown)} … have {counts}.",
+            "Use --stack residual or independent.",
+        )
+    return [
+        replace(
+            alone[0],
+            keys=(tuple(one.keys[0][0] for one in alone),),
+            heads=len(alone),
+            parts=lambda ckpt: Parts((torch.cat([one.parts(ckpt).tables[0] for one in alone]),)),
+            sites=tuple(replace(site, head=head) for head, one in enumerate(alone) for site in one.sites),
+            ema_twins=tuple(key for one in alone for key in one.ema_twins),
+            warnings=tuple(dict.fromkeys(note for one in alone for note in one.warnings)),
+        )
+    ]
 
 
 def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metric | None = None) -> Codebook:
@@ -144,14 +200,19 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
         UsageError: the layout does not fit the shape.
     """
     info = ckpt.infos[key]
+    fixed = absent.grid(ckpt, info)
+    if fixed:
+        raise InputError(f"{printable(key)} is no codebook: {fixed}.")
     if not info.dtype.is_floating_point or len(info.shape) < 2:
         raise InputError(
             f"{printable(key)} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors."
         )
-    counted = None
+    counted, averages = None, None
     for part in sections(ckpt):
-        names = [name for name in part if part.key(name) == key]
-        counted = code_axis(part, names[0]) if names else counted
+        for name in part:
+            if part.key(name) == key:
+                counted, averages = code_axis(part, name), twin(part, name)
+                averages = (part.key(averages[0]), part.key(averages[1])) if averages else None
     where = Layout.parse(layout) if layout else _guess(info, counted)
     sizes = where.split(info)
     rows = sizes["K"]
@@ -163,10 +224,19 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
         note = f"{name} is read as {sizes['K']} codes of {sizes['D']} dimensions (--layout DK says the other way round)"
         warnings = (*warnings, note)
 
+    if whole_numbers(ckpt, key):
+        warnings = (
+            *warnings,
+            f"{printable(key) or 'the array'} holds whole numbers alone: these look like indices, not like codes",
+        )
+    sites = _sites(key, where, sizes, rows)
+    if averages:
+        sites += [replace(site, key=averages[0], role="sums", counts=averages[1]) for site in sites]
+
     def parts(ckpt: Checkpoint) -> Parts:
         return Parts(tuple(level[:, :rows] for level in _spread(ckpt.get(key), where, sizes)))
 
-    return Codebook(
+    book = Codebook(
         family="bare array" if ckpt.container in ("npy", "npz") else "unknown",
         keys=((key,) * sizes["H"],) * sizes["L"],
         num_codes=(rows,) * sizes["L"],
@@ -178,11 +248,43 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
         evidence="assumed",
         residual=sizes["L"] > 1,
         own_dims_per_head=sizes["H"] == 1 or any("H" in axis for axis in where.axes),
-        sites=tuple(_sites(key, where, sizes, rows)),
+        ema_twins=averages[:1] if averages else (),
+        sites=tuple(sites),
         refusals={"sliced": AROUND, "consumer": AROUND},
         zero_fill=metric == "cosine" or (sizes["L"] > 1 and not any("L" in axis for axis in where.axes)),
         warnings=warnings,
     )
+    stack = not layout and len(info.shape) == 3 and 1 not in info.shape and not (counted and counted[0] == 0)
+    return replace(book, restack=lambda how: _restacked(ckpt, key, where, metric, how)) if stack else book
+
+
+def _restacked(ckpt: Checkpoint, key: str, where: Layout, metric: Metric | None, how: Stack) -> list[Codebook]:
+    """What the first letter of a three-dimensional table can stand for."""
+    order = "".join(where.axes)
+    if how != "independent":
+        return [table(ckpt, key, layout=order if how == "product" else order.replace("H", "L"), metric=metric)]
+    book = table(ckpt, key, layout=order.replace("H", "L"), metric=metric)
+
+    def level(n: int) -> Callable[[Checkpoint], Parts]:
+        return lambda opened: Parts((book.parts(opened).tables[n],))
+
+    return [
+        replace(
+            book,
+            keys=(book.keys[n],),
+            num_codes=(book.num_codes[n],),
+            parts=level(n),
+            residual=False,
+            sites=tuple(replace(site, level=0) for site in book.sites if site.level == n),
+        )
+        for n in range(book.levels)
+    ]
+
+
+def whole_numbers(ckpt: Checkpoint, key: str) -> bool:
+    """Whether a table holds whole numbers alone, and more than signs."""
+    values = ckpt.get(key).double()
+    return bool((values == values.round()).all()) and bool((values.abs() > 1).any())
 
 
 def _guess(info: TensorInfo, counted: tuple[int, int] | None) -> Layout:
@@ -232,8 +334,10 @@ def _sites(key: str, layout: Layout, sizes: Mapping[str, int], rows: int) -> lis
 
 
 def candidates(parts: list[Section], limit: int = 8) -> list[TensorInfo]:
-    """Tensors that could be codebooks by name and shape, then by shape alone, likeliest first."""
-    tables = [part.infos[name] for part in parts for name in part if is_table(part.infos[name])]
+    """Tensors that could be codebooks by name and shape, likeliest first."""
+    tables = [
+        part.infos[name] for part in parts for name in part if is_table(part.infos[name]) and not is_statistic(name)
+    ]
     named = [info for info in tables if LOOSE.search(info.name)]
     named.sort(key=lambda info: not re.search(r"quant|codebook|vq", info.name, re.IGNORECASE))
-    return (named or tables)[:limit]
+    return named[:limit]

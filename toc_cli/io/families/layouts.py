@@ -35,7 +35,6 @@ def _vqvae2(part: Section, root: str, which: str) -> Codebook:
         [name],
         family="rosinality VQ-VAE-2",
         transposed=True,
-        twins=[(f"{root}quantize_{which}.embed_avg", f"{root}quantize_{which}.cluster_size")],
         before=f"{root}quantize_conv_{which}",
         after=after,
         refusals={"sliced": "embed_dim also sizes upsample_t, the output of dec_t and the input of quantize_conv_b"},

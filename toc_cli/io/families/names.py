@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
+from toc_cli.io.names import printable
 
-PER_CODE = ("cluster_size", "cluster_usage", "ema_count", "unactivated_count", "cluster_size_ema", "_ema_cluster_size")
+PER_CODE = (
+    "cluster_size", "cluster_usage", "ema_count", "unactivated_count", "cluster_size_ema", "_ema_cluster_size",
+    "ema_cluster_size", "ema_cluster_size.hidden", "ema_cluster_size.average", "code_count", "code_usage", "codebook_usage",
+    "_usage_count", "usage_count", "vocab_usage", "cluster_counts", "ema_M", "ema_m", "N",
+)  # fmt: skip
 """Buffers with one number per code: they tell the code axis of the table beside them."""
+
+SUMS = (
+    "embed_avg", "embed_ema", "ema_weight", "_ema_w", "ema_w", "code_sum", "codes_avg", "z_avg", "ema_positions", "ema_dw",
+    "ema_dw.hidden", "ema_dw.average", "ema_m", "ema_M", "ema_embed", "embedding_avg", "_ema_embedding",
+)  # fmt: skip
+"""Running sums of features per code, shaped like the table beside them: never a codebook, always masked along."""
 
 
 MOMENTS = {
@@ -46,6 +59,13 @@ class Section:
         """Stored shape."""
         return self.infos[name].shape
 
+    def sizes(self, name: str, axes: str) -> tuple[int, ...]:
+        """Stored shape of a tensor whose axes are named, as "K D". InputError where it has another number of axes, or an empty one."""
+        shape = self.shape(name)
+        if len(shape) != len(axes.split()) or not all(shape):
+            raise misfit(self.key(name), shape, axes.split())
+        return shape
+
     def optional(self, name: str) -> str | None:
         """Full key, or None where there is no such tensor."""
         return self.infos[name].key if name in self.infos else None
@@ -54,6 +74,14 @@ class Section:
         """Full matches of `pattern` over the names, in file order, numbers in the names counting as numbers."""
         found = [match for name in self.infos if (match := re.fullmatch(pattern, name))]
         return sorted(found, key=lambda match: natural(match.group()))
+
+
+def misfit(key: str, shape: Sequence[int], axes: Sequence[object]) -> InputError:
+    """The error of a tensor that has not the axes a family relies on."""
+    return InputError(
+        f"{printable(key)} has shape {tuple(shape)} where ({', '.join(map(str, axes))}) is expected.",
+        "The file is damaged, or of another kind: --codebook KEY takes one table as it is.",
+    )
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -80,15 +108,61 @@ def sections(ckpt: Checkpoint) -> list[Section]:
     return [Section(path, infos) for path, infos in found.items()]
 
 
+def beside(name: str) -> tuple[str, ...]:
+    """Prefixes under which the statistics of a table stand: its own module, and the one above an embedding layer."""
+    own = name[: name.rfind(".") + 1]
+    if not re.search(r"(?:^|\.)weight$", name) or not own:
+        return (own,)
+    return own, own[: own.rstrip(".").rfind(".") + 1]
+
+
 def code_axis(section: Section, name: str) -> tuple[int, int] | None:
     """(axis, K) of a table by the per-code buffer beside it; K is one less than the axis where the table has a padding row."""
-    beside, shape = name[: name.rfind(".") + 1], section.shape(name)
-    for suffix in PER_CODE:
-        if beside + suffix not in section or not section.shape(beside + suffix):
-            continue
-        codes = section.shape(beside + suffix)[-1]
-        for length in (codes, codes + 1):
-            axes = [axis for axis, n in enumerate(shape) if n == length]
-            if axes:
-                return axes[-2] if len(axes) > 1 else axes[0], codes
+    shape = section.shape(name)
+    for prefix in beside(name):
+        for suffix in PER_CODE:
+            codes = _count(section, prefix + suffix, shape)
+            for length in (codes, codes + 1) if codes else ():
+                axes = [axis for axis, n in enumerate(shape) if n == length]
+                if axes:
+                    return axes[-2] if len(axes) > 1 else axes[0], codes
     return None
+
+
+def _count(section: Section, name: str, table: tuple[int, ...]) -> int:
+    """K by a buffer (K,), (K, 1) or (H, K); 0 without one."""
+    if name not in section or section.shape(name) == table:
+        return 0
+    sizes = [n for n in section.shape(name) if n > 1]
+    return sizes[-1] if sizes else 0
+
+
+def twin(section: Section, name: str, *, padded: bool = False) -> tuple[str, str] | None:
+    """(sums, counts) of the running averages kept beside a table: sums have its shape (less a padding row), counts one per code."""
+    shape = section.shape(name)
+    shape = (shape[0] - 1, *shape[1:]) if padded else shape
+    for prefix in beside(name):
+        sums = [prefix + leaf for leaf in SUMS if prefix + leaf in section and section.shape(prefix + leaf) == shape]
+        counts = [
+            prefix + leaf for leaf in PER_CODE if prefix + leaf in section and section.shape(prefix + leaf) != shape
+        ]
+        axis = code_axis(section, name)
+        if sums and counts and axis:
+            fitting = [
+                count
+                for count in counts
+                if math.prod(section.shape(count)) * _width(shape, axis[0]) == math.prod(shape)
+            ]
+            if fitting:
+                return sums[0], fitting[0]
+    return None
+
+
+def _width(shape: tuple[int, ...], axis: int) -> int:
+    """D of a table of which `axis` is that of the codes: the last other axis."""
+    return [n for i, n in enumerate(shape) if i != axis][-1]
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor's last name is that of a running statistic, which is no codebook whatever its shape."""
+    return any(name == leaf or name.endswith(f".{leaf}") for leaf in (*SUMS, *PER_CODE))

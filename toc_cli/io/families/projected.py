@@ -1,4 +1,4 @@
-"""Residual codecs in which every level has its own projections: DAC (transformers and original) and Higgs audio v2.
+"""Residual codecs in which every level has its own projections: DAC, Higgs audio v2, BigCodec, FACodec, BiCodec, Qwen3-TTS.
 
 The residual lives in the outer space, so each level may keep its own dimensions, and the projection out of a level is
 part of what later levels see.
@@ -6,19 +6,24 @@ part of what later levels see.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Metric, Mode, Parts, Site
 from toc_cli.io.families.config import section
 from toc_cli.io.families.encodec import table_sites
 from toc_cli.io.families.layers import affine, consumer, levels, producer, shape
 from toc_cli.io.families.names import Section, sections
+from toc_cli.io.names import printable
 
+AFTER_OTHERS = "FACodec's third quantiser reads what the first two left of the features: give it those rows"
+NOISE_BLOCK = r".*decoder\.model\.\d+\.block\.\d+\.linear\..*"
 ORIGINAL_DAC = ("metadata", "kwargs", "codebook_dim")
 
 
@@ -34,6 +39,8 @@ class _Kind:
     metric: Metric
     config: str
     """`model_type` of its config."""
+    beside: str = ""
+    """A name that stands beside every table."""
 
 
 _KINDS = (
@@ -55,6 +62,34 @@ _KINDS = (
         "euclidean",
         "higgs_audio_v2_tokenizer",
     ),
+    _Kind(
+        "factorized VQ (BigCodec, FACodec)",
+        r"(?P<root>.*?quantizer\.(?:\d+\.)?)layers\.(?P<level>\d+)\._codebook\.weight",
+        "_codebook.weight",
+        "in_proj",
+        "out_proj",
+        "cosine",
+        "",
+    ),
+    _Kind(
+        "BiCodec",
+        r"(?P<root>.*?)quantizer\.codebook\.weight",
+        "codebook.weight",
+        "in_project",
+        "out_project",
+        "cosine",
+        "",
+    ),
+    _Kind(
+        "encodec with projections (Qwen3-TTS 25 Hz)",
+        r"(?P<root>.*?)layers\.(?P<level>\d+)\._codebook\.embed",
+        "_codebook.embed",
+        "project_in",
+        "project_out",
+        "euclidean",
+        "",
+        "_codebook.inited",
+    ),
 )
 
 
@@ -73,17 +108,42 @@ def _codebooks(ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str]) -
     stems = [name.removesuffix(kind.table) for name in names]
     if not all(shape(part, stem + layer) for stem in stems for layer in (kind.before, kind.after)):
         return []
-    if len({part.shape(name)[-1] for name in names}) == 1:
+    if kind.beside and not all(stem + kind.beside in part for stem in stems):
+        return []
+    _refuse_unread(ckpt, part, kind, names)
+    if len({part.sizes(name, "K D")[1] for name in names}) == 1:
         return [_codebook(ckpt, part, kind, names, stems)]
     alone = "levels of different widths cannot be optimised together: features must be what this level alone quantises"
     return [_codebook(ckpt, part, kind, [name], [stem], alone) for name, stem in zip(names, stems, strict=True)]
 
 
+def _refuse_unread(ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str]) -> None:
+    """InputError for SNAC, whose levels have token rates of their own, and for several residuals that share one input."""
+    first = printable(part.key(names[0]))
+    if kind.family == "dac":
+        strides = (ckpt.config or {}).get("vq_strides")
+        coarse = isinstance(strides, list) and any(stride != 1 for stride in strides)
+        if coarse or (strides is None and part.matches(NOISE_BLOCK)):
+            said = f"vq_strides {printable(strides)} in config.json" if coarse else "noise blocks in its decoder"
+            raise InputError(
+                f"{first} is SNAC's ({said}): each level pools its own number of rows, so its levels have no common token"
+                " rate, and toc does not read them.",
+                "--codebook KEY takes one table, with features of that level past its in_proj.",
+            )
+    other = re.sub(r"rvqs\.\d+\.", "rvqs.1.", names[0])
+    if "rvqs." in names[0] and other in part:
+        raise InputError(
+            f"{first} is one of several groups whose levels have projections of their own, which toc does not read together.",
+            "--codebook KEY takes one table.",
+        )
+
+
 def _codebook(
     ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str], stems: list[str], alone: str = ""
 ) -> Codebook:
-    found = section(ckpt, (kind.config,))
+    found = section(ckpt, (kind.config,)) if kind.config else None
     original = ckpt.values.get(ORIGINAL_DAC) if kind.family == "dac" else None
+    later = re.search(r"quantizer\.([2-9]|\d\d+)\.layers\.", names[0]) is not None
     refusals: dict[Mode, str] = {}
     if len(names) > 1 or alone:
         refusals["consumer"] = (
@@ -118,7 +178,7 @@ def _codebook(
         metric=kind.metric,
         dtype=ckpt.infos[part.key(names[0])].dtype,
         parts=parts,
-        evidence="stated" if found or original is not None else "by structure",
+        evidence="assumed" if later else "stated" if found or original is not None else "by structure",
         residual=len(names) > 1,
         own_dims_per_level=True,
         outer_width=shape(part, stems[0] + kind.before)[1],
@@ -129,7 +189,7 @@ def _codebook(
         load_hint=lambda size: f"codebook_dim={size}",
         refusals=refusals,
         zero_fill=kind.metric == "cosine",
-        warnings=(alone,) if alone else (),
+        warnings=(*((alone,) if alone else ()), *((AFTER_OTHERS,) if later else ())),
     )
 
 

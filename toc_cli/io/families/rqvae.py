@@ -37,7 +37,6 @@ def _kakao(part: Section, root: str, names: list[str]) -> Codebook:
         names,
         family="Kakao RQ-VAE",
         padding=padding,
-        twins=[(f"{stem}embed_ema", f"{stem}cluster_size_ema") for stem in stems],
         before=None if refusals else before,
         after=() if refusals else after,
         residual=True,

@@ -10,7 +10,7 @@ import torch
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Parts, Site
 from toc_cli.io.families.layers import affine, pointwise, producer, shape, spelling
-from toc_cli.io.families.names import Section
+from toc_cli.io.families.names import Section, misfit, twin
 
 
 def plain(
@@ -18,60 +18,111 @@ def plain(
     names: Sequence[str],
     *,
     family: str,
+    product: bool = False,
     transposed: bool = False,
     padding: bool = False,
-    twins: Sequence[tuple[str, str]] = (),
     before: str | None = None,
     after: Sequence[Site] = (),
     zero_fill: bool = False,
     **more: Any,
 ) -> Codebook:
-    """One codebook of one head whose level l is the table `names[l]`.
+    """One codebook whose tables are `names`: one per level of a residual, or per head of a product.
 
     Args:
+        product: table h is head h, not level h.
         transposed: the tables are (D, K).
         padding: the last row is never chosen, and is not a code.
-        twins: (sum of features, count) names of each level, where a running mean is kept; shaped like the table less its padding.
         before: the layer that gives the features, cut with the codebook; where it is pointwise its input may serve as features.
         after: the sites of the layers that read the quantised vector.
         more: further fields of `Codebook`.
-    """
-    axis = 0 if transposed else 1
-    sizes = [part.shape(name)[1 - axis] - padding for name in names]
-    levels: list[int | None] = list(range(len(names)))
-    sites = [
-        Site(part.key(name), axis, "codes", level, window=((0, 0, size),) if padding else ())
-        for name, level, size in zip(names, levels, sizes, strict=True)
-    ]
-    for level, (sums, counts) in enumerate(twins):
-        if sums in part and counts in part:
-            sites.append(Site(part.key(sums), axis, "sums", level, counts=part.key(counts)))
-    if before and spelling(part, before):
-        sites.append(producer(part, before))
-    folds = all(site.folds and site.bias for site in after)
 
-    def parts(ckpt: Checkpoint) -> Parts:
-        tables = [ckpt.get(part.key(name)) for name in names]
-        rows = [(table.T if transposed else table)[:size] for table, size in zip(tables, sizes, strict=True)]
-        into = affine(ckpt, part, before) if before and pointwise(part, before) else None
-        return Parts(tuple(table.unsqueeze(0) for table in rows), project_in=into)
+    Raises:
+        InputError: the tables do not fit together.
+    """
+    grid = [list(names)] if product else [[name] for name in names]
+    return stack(
+        part,
+        grid,
+        family=family,
+        transposed=transposed,
+        padding=padding,
+        before=before,
+        after=after,
+        zero_fill=zero_fill,
+        **more,
+    )
+
+
+def stack(
+    part: Section,
+    grid: Sequence[Sequence[str]],
+    *,
+    family: str,
+    transposed: bool = False,
+    padding: bool = False,
+    before: str | None = None,
+    after: Sequence[Site] = (),
+    zero_fill: bool = False,
+    **more: Any,
+) -> Codebook:
+    """`plain` for levels of several heads: `grid[level][head]` names a table of its own."""
+    axis, heads = (0, len(grid[0])) if transposed else (1, len(grid[0]))
+    dim, sizes = _fitting(part, grid, axis, padding)
+    sites = []
+    for level, (row, size) in enumerate(zip(grid, sizes, strict=True)):
+        for head, name in enumerate(row):
+            where = head if heads > 1 else None
+            sites.append(Site(part.key(name), axis, "codes", level, where, window=((0, 0, size),) if padding else ()))
+            averages = twin(part, name, padded=padding)
+            if averages:
+                sums, counts = map(part.key, averages)
+                sites.append(Site(sums, axis, "sums", level, where, counts=counts))
+    into = before if before and spelling(part, before) else None
+    if into:
+        sites.append(producer(part, into))
+    folds = all(site.folds and site.bias for site in after)
+    entered = into if into and pointwise(part, into) else None
+
+    def table(opened: Checkpoint, name: str, size: int) -> torch.Tensor:
+        stored = opened.get(part.key(name))
+        return (stored.T if transposed else stored)[:size]
+
+    def parts(opened: Checkpoint) -> Parts:
+        tables = [
+            torch.stack([table(opened, name, size) for name in row]) for row, size in zip(grid, sizes, strict=True)
+        ]
+        return Parts(tuple(tables), project_in=affine(opened, part, entered) if entered else None)
 
     return Codebook(
         family=family,
-        keys=tuple((part.key(name),) for name in names),
+        keys=tuple(tuple(part.key(name) for name in row) for row in grid),
         num_codes=tuple(sizes),
-        dim=part.shape(names[0])[axis],
-        heads=1,
-        dtype=part.infos[names[0]].dtype,
+        dim=dim,
+        heads=heads,
+        dtype=part.infos[grid[0][0]].dtype,
         parts=parts,
-        residual=more.pop("residual", len(names) > 1),
+        residual=more.pop("residual", len(grid) > 1),
         metric=more.pop("metric", "euclidean"),
-        outer_width=shape(part, before)[1] if before and pointwise(part, before) else None,
+        outer_width=shape(part, entered)[1] if entered else None,
         ema_twins=tuple(site.key for site in sites if site.role == "sums"),
         sites=(*sites, *after),
         zero_fill=zero_fill or not folds,
         **more,
     )
+
+
+def _fitting(part: Section, grid: Sequence[Sequence[str]], axis: int, padding: bool) -> tuple[int, list[int]]:
+    """(D, K of each level) of tables (K, D), or (D, K) where `axis` of the dimensions is 0. InputError where they do not fit."""
+    axes = "K D" if axis else "D K"
+    dim = part.sizes(grid[0][0], axes)[axis]
+    sizes = []
+    for row in grid:
+        codes = part.sizes(row[0], axes)[1 - axis]
+        for name in row:
+            if len(row) != len(grid[0]) or part.sizes(name, axes) != ((codes, dim) if axis else (dim, codes)):
+                raise misfit(part.key(name), part.shape(name), (codes, dim) if axis else (dim, codes))
+        sizes.append(codes - padding)
+    return dim, sizes
 
 
 def reader(
@@ -100,3 +151,10 @@ def heads_of(part: Section, name: str, *, axes: str) -> tuple[int, int, int]:
 def to_heads(table: torch.Tensor, axes: str) -> torch.Tensor:
     """A three-dimensional table as (H, K, D)."""
     return table.permute([axes.index(name) for name in "HKD"])
+
+
+def has_unit_rows(ckpt: Checkpoint, key: str) -> bool:
+    """Whether all rows have unit length, to the precision of their type."""
+    table = ckpt.get(key).double()
+    spread = (torch.linalg.vector_norm(table, dim=-1) - 1).abs()
+    return bool((spread < (1e-4 if ckpt.infos[key].dtype.itemsize >= 4 else 2e-2)).all())

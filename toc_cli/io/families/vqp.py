@@ -17,6 +17,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Codebook, Mode, Norm, Parts, Site
 from toc_cli.io.families.layers import single
 from toc_cli.io.families.names import Section, sections
+from toc_cli.io.families.tables import has_unit_rows
 from toc_cli.io.names import printable
 
 FAMILY = "vector-quantize-pytorch"
@@ -139,7 +140,7 @@ def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
     _, _, dim = module.shape()
     section, info = module.section, module.section.infos[module.name(0, 0, "embed")]
     random = any(name == f"{module.root.removesuffix('vq.')}rand_projs" for name in section)
-    cosine = random or _unit_norm(ckpt, info.key)
+    cosine = random or has_unit_rows(ckpt, info.key)
     qinco, affine, normed = (
         module.has("mlps."),
         module.has("batch_mean"),
@@ -218,13 +219,6 @@ def _scales(module: Module) -> bool:
 
 def _head_key(module: Module, level: int, head: int) -> str:
     return module.section.key(module.name(level, head if module.groups > 1 else 0, "embed"))
-
-
-def _unit_norm(ckpt: Checkpoint, key: str) -> bool:
-    """Whether all rows have unit length, as the library keeps those of a cosine codebook."""
-    table = ckpt.get(key).double()
-    spread = (torch.linalg.vector_norm(table, dim=-1) - 1).abs()
-    return bool((spread < (1e-4 if ckpt.infos[key].dtype.itemsize >= 4 else 2e-2)).all())
 
 
 def _sites(module: Module) -> list[Site]:
