@@ -84,7 +84,7 @@ def _is_pickle(head: Head) -> bool:
 
 
 CHECKPOINT = "toc_cli.io.checkpoint."
-FEATURES = "toc_cli.io.feature_sources:"
+FEATURES = "toc_cli.io.features."
 
 CONTAINERS: tuple[Container, ...] = (
     Container(
@@ -118,7 +118,7 @@ CONTAINERS: tuple[Container, ...] = (
         lambda head: bool(head.members) and all(name.endswith(".npy") for name in head.entries),
         (".npz",),
         checkpoint=CHECKPOINT + "arrays:NpzFile",
-        features=FEATURES + "npz_sources",
+        features=FEATURES + "raw:npz_sources",
     ),
     Container(
         "zip with arrays",
@@ -140,14 +140,14 @@ CONTAINERS: tuple[Container, ...] = (
         lambda head: head.start.startswith(b"\x93NUMPY"),
         (".npy",),
         checkpoint=CHECKPOINT + "arrays:NpyFile",
-        features=FEATURES + "npy_sources",
+        features=FEATURES + "raw:npy_sources",
     ),
     Container(
         "h5",
         lambda head: head.start.startswith(b"\x89HDF\r\n\x1a\n"),
         (".h5", ".hdf5"),
         checkpoint=CHECKPOINT + "hdf5:Hdf5File",
-        features=FEATURES + "hdf5_sources",
+        features=FEATURES + "hdf5:hdf5_sources",
     ),
     Container(
         "faiss",
@@ -160,7 +160,7 @@ CONTAINERS: tuple[Container, ...] = (
         lambda head: head.start[8:9] == b"{" or head.path.suffix == ".safetensors",
         (".safetensors",),
         checkpoint=CHECKPOINT + "safetensors:SafetensorsFile",
-        features=FEATURES + "safetensors_sources",
+        features=FEATURES + "raw:safetensors_sources",
         shard=True,
     ),
     Container(
@@ -216,3 +216,8 @@ def open_shard(path: Path) -> Checkpoint:
 def checkpoint_suffixes() -> frozenset[str]:
     """Endings of the files that may hold a checkpoint alone."""
     return frozenset(suffix for row in CONTAINERS if row.checkpoint for suffix in row.suffixes)
+
+
+def feature_suffixes() -> frozenset[str]:
+    """Endings of the files that may hold features."""
+    return frozenset(suffix for row in CONTAINERS if row.features for suffix in row.suffixes)

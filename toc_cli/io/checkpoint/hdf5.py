@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +23,74 @@ OBJECT_LIMIT = 1_000_000
 ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeDecodeError)
 
 
-def open_hdf5(path: Path, *, cache: int | None = None) -> h5py.File:
-    """Open for reading, with `cache` bytes of chunk cache per dataset. InputError if it is damaged or locked."""
-    # A prime, far above the number of chunks that fit: chunks that share a slot would throw each other out.
-    options: dict[str, Any] = {} if cache is None else {"rdcc_nbytes": cache, "rdcc_nslots": 100_003, "rdcc_w0": 1.0}
+def open_hdf5(path: Path) -> h5py.File:
+    """Open for reading. InputError if it is damaged or locked."""
     try:
-        return h5py.File(path, "r", **options)
+        return h5py.File(path, "r")
     except ERRORS as error:
         raise InputError(f"{printable(path)} cannot be opened as HDF5: {printable(error)}.") from None
 
 
-def numeric_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+@dataclass(frozen=True)
+class Hdf5Array:
+    """What is known of a dataset without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...] | None
+    filtered: bool
+    """Whether chunks are compressed or otherwise encoded."""
+
+
+def numeric_datasets(file: h5py.File, path: Path) -> dict[str, Hdf5Array]:
     """The number datasets of a file by path, in the file's order; one that is linked twice is listed once.
 
     InputError for external links, external storage and virtual datasets: all of them read other files.
     """
-    found: dict[str, h5py.Dataset] = {}
+    found: dict[str, Hdf5Array] = {}
     try:
-        _walk(file, "", found, set(), printable(path))
+        _walk(file.id, "", found, set(), printable(path))
     except ERRORS as error:
         raise InputError(f"{printable(path)} is damaged: {printable(error)}.", "Copy or download it again.") from None
     return found
 
 
-def _walk(group: h5py.Group, prefix: str, found: dict[str, h5py.Dataset], seen: set[Any], shown: str) -> None:
+def _walk(group: Any, prefix: str, found: dict[str, Hdf5Array], seen: set[int], shown: str) -> None:
+    """By h5py's low-level calls: its objects cost a millisecond each, and a file may hold one dataset per clip."""
     if prefix.count("/") > DEPTH_LIMIT or len(seen) > OBJECT_LIMIT:
         raise InputError(f"{shown} nests its groups too deep or holds too many objects.")
-    for name in group:
-        link = group.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink):
-            raise InputError(f"{shown} links {printable(prefix + name)} to another file; external links are refused.")
-        if not isinstance(link, h5py.HardLink):
+    for link in list(group):
+        name = prefix + link.decode("utf-8", "surrogateescape")
+        kind = group.links.get_info(link).type
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            raise InputError(f"{shown} links {printable(name)} to another file; external links are refused.")
+        if kind != h5py.h5l.TYPE_HARD:
             continue
-        item = group[name]
-        key = h5py.h5o.get_info(item.id).addr
-        if key in seen:
+        info = h5py.h5o.get_info(group, link)
+        if info.addr in seen:
             continue
-        seen.add(key)
-        if isinstance(item, h5py.Group):
-            _walk(item, f"{prefix}{name}/", found, seen, shown)
-        elif isinstance(item, h5py.Dataset) and item.shape is not None and item.dtype.kind in "fiubc":
-            _check_storage(item, f"{shown}: {printable(prefix + name)}")
-            found[prefix + name] = item
+        seen.add(info.addr)
+        if info.type == h5py.h5o.TYPE_GROUP:
+            _walk(h5py.h5g.open(group, link), f"{name}/", found, seen, shown)
+        elif info.type == h5py.h5o.TYPE_DATASET:
+            array = _array(h5py.h5d.open(group, link), f"{shown}: {printable(name)}")
+            if array is not None:
+                found[name] = array
 
 
-def _check_storage(dataset: h5py.Dataset, where: str) -> None:
-    if dataset.external:
+def _array(dataset: Any, where: str) -> Hdf5Array | None:
+    """None for text, records and datasets of no space. InputError for storage in other files."""
+    dtype = dataset.dtype
+    if dtype.kind not in "fiubc" or dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+        return None
+    creation = dataset.get_create_plist()
+    layout = creation.get_layout()
+    if creation.get_external_count():
         raise InputError(f"{where} keeps its data in another file; external storage is refused.")
-    if dataset.is_virtual:
+    if layout == h5py.h5d.VIRTUAL:
         raise InputError(f"{where} is a virtual dataset over other files; it is refused.")
+    chunks = creation.get_chunk() if layout == h5py.h5d.CHUNKED else None
+    return Hdf5Array(dataset.shape, dtype, chunks, creation.get_nfilters() > 0)
 
 
 class Hdf5File(Checkpoint):
@@ -80,13 +100,11 @@ class Hdf5File(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._stored: dict[str, int] = {}
         with open_hdf5(path) as file:
             for name, dataset in numeric_datasets(file, path).items():
                 stored = stored_type(dataset.dtype)
                 if stored is not None:
                     self.infos[name] = TensorInfo((), name, dataset.shape, stored)
-                    self._stored[name] = dataset.id.get_storage_size()
             for name, value in file.attrs.items():
                 if isinstance(value, (str, np.generic)):
                     self.values[(name,)] = value.item() if isinstance(value, np.generic) else value
@@ -96,9 +114,9 @@ class Hdf5File(Checkpoint):
     def get(self, key: str) -> torch.Tensor:
         info = self.require(key)
         where = f"{printable(self.path)}: {printable(key)}"
-        check_expansion(where, info.nbytes, self._stored[key])
         with open_hdf5(self.path) as file:
             try:
+                check_expansion(where, info.nbytes, file[key].id.get_storage_size())
                 array = np.asarray(file[key][()])
             except ERRORS as error:
                 raise InputError(f"{where} cannot be read: {printable(error)}.") from None
