@@ -63,7 +63,7 @@ def test_the_options_of_optimize_are_frozen() -> None:
         "--features", "--keep", "--criterion", "--weights", "--normalize", "--ratio", "--emit", "--fill", "--max-distortion",
         "--min-agreement", "--sweep", "--codebook", "--layout", "--metric", "--stack", "--assume",
         "--rows", "--table", "--scale", "--modality", "--channel-axis", "--space",
-        "--eval-rows",
+        "--limit", "--eval-rows",
         "--max-memory", "--device", "--seed", "--output", "--dry-run", "--verify", "--force", "--json", "--quiet",
     }  # fmt: skip
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from toc_cli.errors import InputError, UsageError
-from toc_cli.io.feature_sources import boxes
-from toc_cli.io.features import Dataset, open_features
-from toc_cli.io.prefetch import prefetch
+from toc_cli.io.features import Stream, open_features
+from toc_cli.io.features.prefetch import prefetch
+from toc_cli.io.features.source import boxes
 
 SHAPE = (13, 6, 5, 8)
 
@@ -53,7 +53,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str
     return found | {name: (folder / "x.h5", name) for name in names}
 
 
-def dataset_of(path: Path, name: str, **options: int) -> Dataset:
+def dataset_of(path: Path, name: str, **options: int) -> Stream:
     datasets = open_features(path, **options).datasets  # type: ignore[arg-type]
     return datasets[name] if name else next(iter(datasets.values()))
 

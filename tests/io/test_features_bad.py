@@ -67,10 +67,11 @@ def test_an_empty_dataset_beside_a_good_one_is_an_error(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_features(fixtures_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     (tmp_path / "lfs.h5").write_text("version https://git-lfs.github.com/spec/v1\n")
     for path, sentence in {
         tmp_path / "no.h5": "does not exist",
-        tmp_path: "is a folder",
+        tmp_path / "empty": "is a folder without features",
         tmp_path / "lfs.h5": "Git LFS pointer",
         fixtures_dir / "containers" / "plain_state_dict.pt": "is a torch file, not features",
         fixtures_dir / "containers" / "object_array.npy": "array of Python objects",

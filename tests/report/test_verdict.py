@@ -40,6 +40,11 @@ CASES: dict[str, tuple[Change, str, str]] = {
     ),
     "unstable_selection": (lambda book: book["stability"].update(jaccard_mean=0.7), "stability", "unstable"),
     "small_sample": (lambda book: book["sample"].update(evaluated=47), "sample_per_code", "47 features for 48 codes"),
+    "few_units": (
+        lambda book: book["sample"].update(unit="clips", units=12, few_units=True),
+        "sample_units",
+        "rest on few units (12 clips",
+    ),
     "dead_dimensions": (lambda book: book.update(dead_dimensions=2), "dead_dimensions", "toc-live"),
     "dead_codes": (lambda book: book["after"].update(dead_codes=3), "dead_codes", "3 codes of 48 are never chosen"),
     "modalities_disagree": (

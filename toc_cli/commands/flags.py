@@ -16,7 +16,9 @@ Checkpoint = Annotated[
 ]
 Features = Annotated[
     list[str],
-    typer.Option(help="h5, npz, npy or safetensors; repeatable; name=path names a modality.", metavar="[NAME=]FILE"),
+    typer.Option(
+        help="A file, folder, 'glob' or @list of files; repeatable; name=path names a modality.", metavar="[NAME=]PATH"
+    ),
 ]
 Codebook = Annotated[
     list[str] | None,
@@ -55,6 +57,9 @@ ChannelAxis = Annotated[
 Space = Annotated[
     Literal["auto", "encoder", "codebook"],
     typer.Option(help="Features stand before the checkpoint's projection (encoder) or past it (codebook)."),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="ROWS", help="Take so many rows of each modality, spread over its clips.")
 ]
 MaxMemory = Annotated[str, typer.Option(metavar="SIZE", help="Bytes for blocks of features.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where the nearest codes are searched.")]

@@ -55,6 +55,7 @@ def optimize(
     modality: flags.Modality = None,
     channel_axis: flags.ChannelAxis = None,
     space: flags.Space = "auto",
+    limit: flags.Limit = None,
     eval_rows: Annotated[
         str, typer.Option(metavar="N|all", help="Rows per modality on which before and after are measured.")
     ] = "16384",
@@ -86,7 +87,7 @@ def optimize(
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,
         modalities=tuple(modality or ()), channel_axis=channel_axis, space=space, max_memory=parse_bytes(max_memory),
-        eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep, max_distortion=max_distortion,
+        limit=limit, eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep, max_distortion=max_distortion,
         min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,
     )  # fmt: skip
     sink = Output(as_json, quiet)

@@ -14,7 +14,8 @@ EXAMPLE = "toc quantize feats.h5 --codebook model.toc.safetensors"
 
 def quantize(
     features: Annotated[
-        list[str], typer.Argument(metavar="FEATURES", help="h5, npz, npy or safetensors; name=path names a modality.")
+        list[str],
+        typer.Argument(metavar="FEATURES", help="Files, folders, 'globs' or @lists; name=path names a modality."),
     ],
     codebook: Annotated[
         Path,

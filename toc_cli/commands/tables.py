@@ -87,11 +87,20 @@ def plan_parts(plan: Plan, dry_run: bool) -> list[RenderableType]:
     parts: list[RenderableType] = [render(assemble([Run(plan.outputs.record.name, plan.record)]))]
     written = Table.grid(padding=(0, 2))
     if dry_run:
+        for stream in plan.record["features"]:
+            written.add_row("would read", name(stream["name"]), _stream(stream))
         for mode in ("codebook", *plan.outputs.checkpoints):
             written.add_row("would write", name(str(plan.outputs.of(mode))), f"{plan.size(mode):,} bytes")
     for entry in plan.record["outputs"]:
         written.add_row("wrote", name(str(plan.outputs.stem.parent / entry["name"])), f"{entry['bytes']:,} bytes")
     return [*parts, written]
+
+
+def _stream(stream: dict[str, Any]) -> str:
+    """What was understood of a modality: `3 parts, 40 clips, 2,560 rows of 64`."""
+    parts = f"{stream['parts']:,} part{'s' * (stream['parts'] != 1)}"
+    units = [] if stream["units"] is None else [f"{stream['units']:,} {printable(stream['unit'])}"]
+    return ", ".join([parts, *units, f"{stream['rows']:,} rows of {stream['width']:,}"])
 
 
 def tokens_table(done: dict[str, Any]) -> Table:

@@ -1,16 +1,22 @@
-"""Intervals from resampled blocks: a seeded bootstrap over runs of contiguous rows, vectorised over the resamples.
+"""Intervals from resampled blocks: a seeded bootstrap over runs of rows, vectorised over the resamples.
 
+A block holds whole units (clips, files), or rows that stand next to each other: what is resampled is what was sampled.
 Legend: B blocks, R resamples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
+from scipy import stats
 
 from toc_cli.ops.linear import Array, float64, matmul
 
 RESAMPLES = 1000
 LEVEL = 0.95
+FEW = 20
+"""Units below which an interval says more about them than about where they come from."""
 
 
 def resample(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
@@ -18,6 +24,17 @@ def resample(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarr
     return (
         np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples).astype(np.float64)
     )
+
+
+def resample_together(strata: Sequence[tuple[Hashable, int]], seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """`resample` of samples that stand one after the other, (R, sum of their blocks): each is drawn by itself, and those of
+    one name (modalities that are paired: the pair is the unit) are drawn alike."""
+    generator = np.random.default_rng(seed)
+    drawn: dict[Hashable, np.ndarray] = {}
+    for name, blocks in strata:
+        if name not in drawn:
+            drawn[name] = generator.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples).astype(np.float64)
+    return np.concatenate([drawn[name] for name, _ in strata], axis=1)
 
 
 def totals(sums: Array, weights: np.ndarray | None = None) -> np.ndarray:
@@ -28,13 +45,21 @@ def totals(sums: Array, weights: np.ndarray | None = None) -> np.ndarray:
     return matmul(weights, values.reshape(len(values), -1)).reshape(len(weights), *values.shape[1:])
 
 
-def interval(values: np.ndarray, centre: float | None = None) -> tuple[float, float] | None:
+def interval(
+    values: np.ndarray, *, blocks: int | None = None, centre: float | None = None
+) -> tuple[float, float] | None:
     """The 95 % percentile interval of a statistic over resamples (R,); None where it is undefined in one of them.
 
+    With the number of `blocks` that were resampled, None for one, and wider: percentiles are too narrow by
+    sqrt((B - 1) / B), and by the normal quantile in Student's place (the expanded percentile interval of Hesterberg, What
+    Teachers Should Know About the Bootstrap, 2015, section 5.3).
     `centre` moves the resamples so that their mean lies there: for plug-in estimates, which resampling biases.
     """
-    if not np.isfinite(values).all():
+    if blocks == 1 or not np.isfinite(values).all():
         return None
     moved = values if centre is None else values + (centre - values.mean())
-    low, high = np.quantile(moved, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = (1 - LEVEL) / 2
+    if blocks is not None:
+        tail = float(stats.norm.cdf(np.sqrt(blocks / (blocks - 1)) * stats.t.ppf(tail, blocks - 1)))
+    low, high = np.quantile(moved, [tail, 1 - tail])
     return float(low), float(high)

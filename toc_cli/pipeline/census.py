@@ -36,5 +36,5 @@ class Census:
 
 
 def pairs_of(fits: Sequence[Fit]) -> list[tuple[Fit, Fit]]:
-    """Modalities that are paired row by row: those of equal length, each with each."""
-    return [(a, b) for at, a in enumerate(fits) for b in fits[at + 1 :] if a.dataset.lead_shape == b.dataset.lead_shape]
+    """Modalities that are paired row by row: those of equal length and equal units, each with each."""
+    return [(a, b) for at, a in enumerate(fits) for b in fits[at + 1 :] if a.dataset.pairs_with(b.dataset)]

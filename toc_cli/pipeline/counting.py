@@ -27,6 +27,7 @@ def count_usage(studies: Sequence[Study]) -> None:
     sums: dict[tuple[int, str], Sums] = {}
     with studies[0].progress("counting code usage", sum(dataset.rows for dataset in names.values())) as advance:
         for name, dataset in names.items():
+            dataset.hold(dataset.sample(studies[0].options.eval_rows))
             readers = [
                 (study, form_for(study.full, fit), zeros(study.full), Sums(study, "modalities", dataset.rows))
                 for study in studies

@@ -115,8 +115,8 @@ def _labelled(fit: Fit, run: Measured, labels: LabelSet, classes: np.ndarray) ->
     assert run.positions is not None
     assert run.block_of_row is not None
     of_row = labels.for_rows(fit.dataset, classes)[run.positions]
-    rows_each = fit.dataset.rows // classes.size
-    units = run.positions // rows_each if rows_each > 1 else run.block_of_row
+    stream = fit.dataset
+    units = run.block_of_row if stream.bounds is None else stream.unit_of(run.positions)
     return _Labelled(fit, run, of_row, run.block_of_row, every_second(units, of_row))
 
 
@@ -156,7 +156,7 @@ def _tested(
     hits = np.bincount(place, weights=right)
     count = np.bincount(place).astype(np.float64)
     weights = resample(len(used), options.seed)
-    bounds = interval(totals(hits, weights) / totals(count, weights))
+    bounds = interval(totals(hits, weights) / totals(count, weights), blocks=len(used))
     per_class = {str(label): value for label, value in probe.accuracy(right, test_labels).items()}
     return {
         "accuracy": float(right.mean()), "ci95": list(bounds) if bounds else None, "test_rows": len(right), "per_class": per_class

@@ -52,6 +52,8 @@ class Options:
     """Whether the features are before the projection (encoder) or past it, where both sides are as wide."""
     max_memory: int = 2**30
     """Bytes for blocks of features."""
+    limit: int | None = None
+    """Rows of each modality that the whole run takes, spread over its units; None: all."""
     eval_rows: int | None = EVALUATED_ROWS
     """Rows of each modality on which before and after are measured; None: all. Usage is always counted on all."""
     fill: Literal["mean", "zero"] | None = None
@@ -83,6 +85,8 @@ class Options:
             )
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative.", "Use a whole number from 0.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit} reads nothing.", "Use a count from 1.")
         if self.eval_rows is not None and self.eval_rows < 1:
             raise UsageError(f"--eval-rows {self.eval_rows} measures nothing.", "Use a count from 1, or all.")
 

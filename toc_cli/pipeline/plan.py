@@ -18,7 +18,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import supported
-from toc_cli.io.features import Features, open_features
+from toc_cli.io.features import Features, describe, open_features
 from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication
 from toc_cli.ops.criterion import CRITERIA
@@ -33,10 +33,11 @@ from toc_cli.pipeline.emission import edits_for, forms_of, refuse_impossible, ve
 from toc_cli.pipeline.findings import modality_agreement, probe_labels, stability_of
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outputs import Outputs
+from toc_cli.pipeline.provenance import hash_inputs, inputs_of
 from toc_cli.pipeline.ranks import Ranks, from_environment
 from toc_cli.pipeline.reading.explained import unexplained
-from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, hash_inputs, run_record
-from toc_cli.pipeline.sample import Form, Measured, measure_forms, shift_of
+from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, run_record
+from toc_cli.pipeline.sample import Form, Measured, measure_forms, sampled_rows, shift_of
 from toc_cli.pipeline.source import Fit, Source, device_of, fits, sources
 from toc_cli.pipeline.study import Study
 
@@ -164,9 +165,7 @@ def _output(mode: str, file: Path, target: Path) -> dict[str, Any]:
 
 
 def _sample(study: Study) -> tuple[Fit, torch.Tensor]:
-    fit = study.fits[0]
-    blocks = study.features.blocks(fit.dataset.name, stop=min(VERIFIED_ROWS, fit.dataset.rows))
-    return fit, torch.cat([torch.from_numpy(x) for _, x in blocks])
+    return study.fits[0], sampled_rows(study, VERIFIED_ROWS)
 
 
 def plan_optimization(
@@ -188,7 +187,8 @@ def plan_optimization(
         if options.sweep:
             parse_sweep(options.sweep, source.full.dim)
     opened = features if isinstance(features, Features) else open_features(
-        features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
+        features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory,
+        limit=options.limit,
     )  # fmt: skip
     if outputs is not None:
         outputs.refuse_what_stands(_inputs(ckpt, opened), writes=ranks.writes)
@@ -197,7 +197,7 @@ def plan_optimization(
     studies = [
         Study(source, Census(fits(source, opened, options.space)), opened, options, ranks, progress) for source in books
     ]
-    hashes = hash_inputs(ckpt, opened) if ranks.writes else None
+    hashes = hash_inputs(ckpt, opened, ranks)
     count_usage(studies)
     counted = time.perf_counter()
     chosen = [
@@ -208,8 +208,11 @@ def plan_optimization(
         pairs = [(study.source, choice) for study, choice in chosen]
         refuse_impossible(ckpt, pairs, outputs.checkpoints)
     entries = [{**_entry(study, choice), "forms": forms_of(ckpt, study.source, choice)} for study, choice in chosen]
-    inputs = ranks.gather(hashes.result() if hashes else None)[0] or []
-    record = run_record(options, inputs, [*warnings_of(books), *unexplained(entries)], entries)
+    inputs = inputs_of(ranks.gather(hashes.result()), opened)
+    opened.refuse_changes()
+    met = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
+    read = [describe(stream) for stream in met.values()]
+    record = run_record(options, inputs, read, [*warnings_of(books), *unexplained(entries)], entries)
     seconds = time.perf_counter() - started
     rows = sum(study.census.rows for study in studies)
     record["timing"] = {

@@ -18,7 +18,7 @@ from toc_cli.io.artefact import read_artefact
 from toc_cli.io.atomic import check_target, sha256, write_errors
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect
-from toc_cli.io.features import Dataset, Features, open_features
+from toc_cli.io.features import Features, Stream, open_features
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 from toc_cli.io.publish import published
@@ -104,7 +104,7 @@ def read_quantiser(path: Path, id: int, reading: Mapping[str, Any] | None = None
 
 
 def _write(
-    file: NewHdf5, features: Features, dataset: Dataset, form: Quantiser, vectors: bool, advance: Any
+    file: NewHdf5, features: Features, dataset: Stream, form: Quantiser, vectors: bool, advance: Any
 ) -> dict[str, Any]:
     counts = zeros(form)
     most = max(level.codes.shape[1] for level in form.levels)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,7 @@ import torch
 
 from toc_cli import __version__
 from toc_cli.io.artefact import RECORD_SCHEMA
-from toc_cli.io.atomic import sha256
-from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.features import Features
-from toc_cli.ops.bootstrap import interval, resample
+from toc_cli.ops.bootstrap import FEW, interval, resample_together
 from toc_cli.ops.figures import figures
 from toc_cli.ops.geometry import Geometry, geometry
 from toc_cli.ops.metrics import measure, stack
@@ -34,26 +29,10 @@ CHOSEN = "chosen"
 BASELINE_FIELDS = ("token_agreement", "excess_distortion", "snr_db", "distortion")
 
 
-def hash_inputs(ckpt: Checkpoint, features: Features) -> Future[list[dict[str, Any]]]:
-    """SHA-256 of every input, computed beside the work; names without folders."""
-    files = [("config" if path.name.endswith("config.json") else "checkpoint", path) for path in ckpt.files]
-    files += [("features", Path(path)) for path in dict.fromkeys(features.files)]
-    executor = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-
-    def hashed() -> list[dict[str, Any]]:
-        return [
-            {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-            for role, path in files
-        ]
-
-    future = executor.submit(hashed)
-    executor.shutdown(wait=False)
-    return future
-
-
 def run_record(
     options: Options,
     inputs: Sequence[Mapping[str, Any]],
+    features: Sequence[Mapping[str, Any]],
     warnings: Sequence[Mapping[str, Any]],
     codebooks: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -62,6 +41,7 @@ def run_record(
         "schema_version": RECORD_SCHEMA,
         "tool": {"name": "toc", "version": __version__},
         "inputs": list(inputs),
+        "features": list(features),
         "options": options.as_record(),
         "outputs": [],
         "warnings": list(warnings),
@@ -109,6 +89,9 @@ class BookRecord:
                 "rows": self.census.rows,
                 "evaluated": pooled.rows,
                 "blocks": len(pooled.sums["full"].rows),
+                "unit": pooled.unit,
+                "units": pooled.units,
+                "few_units": pooled.units < FEW,
                 "rarefied": is_rarefied(pooled.rows, self.num_codes),
             },
             "usage": {"rows": self.census.rows, **_rounded(usage(self.census.pooled))},
@@ -139,7 +122,7 @@ class BookRecord:
         self, run: Measured, level: int | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """`before`, `after` and their intervals on one sample, pooled or of one modality, over all levels or through one."""
-        weights = resample(len(run.sums["full"].rows), self.options.seed)
+        weights = resample_together(run.strata, self.options.seed)
         sides, intervals = [], []
         for name, shape in (("full", self.before_geometry), (CHOSEN, self.after_geometry)):
             pruned = name == CHOSEN
@@ -161,7 +144,10 @@ class BookRecord:
             assert run.block_of_row is not None
             many |= resampled_usage(tokens, run.block_of_row, codes, weights)
             sides.append({field: one.get(field) for field in _FIELDS})
-            intervals.append({field: _interval(values, one.get(field), field) for field, values in many.items()})
+            blocks = independent_blocks(run)
+            intervals.append(
+                {field: _interval(values, blocks, one.get(field), field) for field, values in many.items()}
+            )
         return sides[0], sides[1], {"before": intervals[0], "after": intervals[1]}
 
     def _levels(self, name: str, level: int | None) -> list[Any]:
@@ -182,7 +168,7 @@ class BookRecord:
 
     def _advantage(self, run: Measured) -> dict[str, Any]:
         """How much less excess distortion, and more agreement, than random dimensions: paired over the same blocks."""
-        weights = resample(len(run.sums["full"].rows), self.options.seed)
+        weights = resample_together(run.strata, self.options.seed)
         result = {}
         for name, field, sign in (("distortion", "excess_distortion", 1), ("agreement", "token_agreement", -1)):
 
@@ -193,7 +179,7 @@ class BookRecord:
                 )
                 return sign * (random - measure(run.sums[CHOSEN], full=full, weights=w)[field])
 
-            bounds = interval(gap(weights))
+            bounds = interval(gap(weights), blocks=independent_blocks(run))
             result[name] = {"value": number(gap(None)[0]), "ci95": list(bounds) if bounds else None}
         return result
 
@@ -253,8 +239,13 @@ def _pool(runs: Sequence[Measured]) -> Measured:
     first = runs[0]
     spreads = [run.spread for run in runs if run.spread is not None]
     blocks = np.cumsum([0, *(len(run.sums["full"].rows) for run in runs)])
+    apart = {run.strata[0][0]: run for run in reversed(runs)}
+    kinds = {run.unit for run in runs}
     return Measured(
         rows=sum(run.rows for run in runs),
+        unit=kinds.pop() if len(kinds) == 1 else "units",
+        units=sum(run.units for run in apart.values()),
+        strata=tuple(stratum for run in runs for stratum in run.strata),
         spread=stack(spreads) if len(spreads) == len(runs) else None,
         sums={name: stack([run.sums[name] for run in runs]) for name in first.sums},
         tokens={name: torch.cat([run.tokens[name] for run in runs]) for name in first.tokens},
@@ -280,9 +271,15 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if isinstance(value, int) else number(value) for name, value in figures.items()}
 
 
-def _interval(values: np.ndarray, centre: float | None, field: str) -> list[float] | None:
+def independent_blocks(run: Measured) -> int:
+    """Blocks that were drawn by themselves, one for each further sample taken off: what an interval may count on."""
+    strata = dict(run.strata)
+    return sum(strata.values()) - len(strata) + 1
+
+
+def _interval(values: np.ndarray, blocks: int, centre: float | None, field: str) -> list[float] | None:
     biased = field in ("perplexity", "entropy")
-    bounds = interval(values, centre if biased else None)
+    bounds = interval(values, blocks=blocks, centre=centre if biased else None)
     return None if bounds is None else list(bounds)
 
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from toc_cli.io.features import Features
+from toc_cli.io.features import Stream
 from toc_cli.ops.metrics import Spread, Sums, block_spread, block_sums, stack
 from toc_cli.ops.quantiser import Lookup, Quantiser, quantiser
 from toc_cli.pipeline.source import Fit, entered, form_for, has_projection
 from toc_cli.pipeline.study import Study
 
-PIECES = 128
-"""Blocks of a sample that does not take every row: enough for an interval, each long enough to read at once."""
 CHUNK_ROWS = 65536
+SHIFT_ROWS = 1024
+"""Rows whose mean stands for that of the features."""
 
 Form = Callable[[], Quantiser]
 """Builds a pruned form when it is its turn: only one is alive at a time."""
@@ -30,6 +30,12 @@ class Measured:
     """What the forms did on the sample of one modality."""
 
     rows: int = 0
+    unit: str = "rows"
+    """What its units are: clips, utterances, files, datasets, or plain rows."""
+    units: int = 0
+    """How many of them were sampled; of plain rows, the blocks."""
+    strata: tuple[tuple[str, int], ...] = ()
+    """What is resampled alike (paired modalities have one name), and its blocks."""
     spread: Spread | None = None
     sums: dict[str, Sums] = field(default_factory=dict)
     """By form; `full` is the unpruned codebook against itself."""
@@ -41,15 +47,6 @@ class Measured:
     """(n,) the row's place in its modality."""
 
 
-def sampled_blocks(rows: int, wanted: int | None) -> list[tuple[int, int]]:
-    """(start, stop) of the blocks to measure: PIECES of equal length, evenly spaced; they touch where every row is wanted."""
-    wanted = rows if wanted is None else min(wanted, rows)
-    pieces = min(PIECES, wanted)
-    if wanted == rows:
-        return [(at * rows // pieces, (at + 1) * rows // pieces) for at in range(pieces)]
-    return [(at * rows // pieces, at * rows // pieces + wanted // pieces) for at in range(pieces)]
-
-
 def measure_forms(
     study: Study, fit: Fit, forms: Mapping[str, Form], keep_tokens: Sequence[str], shift: np.ndarray
 ) -> Measured:
@@ -58,15 +55,21 @@ def measure_forms(
     `shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`).
     """
     ranks = study.ranks
-    blocks = sampled_blocks(fit.dataset.rows, study.options.eval_rows)
+    blocks = fit.dataset.sample(study.options.eval_rows)
     share = range(ranks.rank * len(blocks) // ranks.world, (ranks.rank + 1) * len(blocks) // ranks.world)
     parts: list[_Part] = []
     total = sum(stop - start for start, stop in blocks) * (1 + len(forms))
     with study.progress(f"comparing on {fit.dataset.name}", total) as advance:
-        for x, bounds in _chunks(study.features, fit, [blocks[at] for at in share]):
+        for x, bounds in _chunks(fit.dataset, [blocks[at] for at in share]):
             parts.append(_compare(study.full, fit, x, bounds, forms, keep_tokens, shift, advance))
     joined = ranks.concatenate(parts)
-    measured = Measured(rows=sum(stop - start for start, stop in blocks))
+    paired = next(other.dataset for other in study.fits if other.dataset.pairs_with(fit.dataset))
+    measured = Measured(
+        rows=sum(stop - start for start, stop in blocks),
+        unit=fit.dataset.unit,
+        units=fit.dataset.units_in(blocks),
+        strata=((paired.name, len(blocks)),),
+    )
     spreads = [part.spread for part in joined if part.spread is not None]
     measured.spread = stack(spreads) if spreads else None
     for name in ("full", *forms):
@@ -85,14 +88,16 @@ class _Part:
     tokens: dict[str, torch.Tensor]
 
 
-def _chunks(
-    features: Features, fit: Fit, blocks: Sequence[tuple[int, int]]
-) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]]]]:
+def _chunks(stream: Stream, blocks: Sequence[tuple[int, int]]) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]]]]:
     """Blocks read together up to CHUNK_ROWS: the rows (n, W), and each block's place among them."""
     held: list[np.ndarray] = []
     bounds: list[tuple[int, int]] = []
+    pieces = stream.ranges(blocks)
     for start, stop in blocks:
-        held += [x for _, x in features.blocks(fit.dataset.name, start=start, stop=stop)]
+        missing = stop - start
+        while missing:
+            held.append(next(pieces)[1])
+            missing -= len(held[-1])
         at = bounds[-1][1] if bounds else 0
         bounds.append((at, at + stop - start))
         if bounds[-1][1] >= CHUNK_ROWS:
@@ -105,10 +110,19 @@ def _chunks(
 def shift_of(study: Study) -> np.ndarray:
     """A point (V,) near the features' mean, from the first block of the first modality's sample."""
     fit = study.fits[0]
-    start, stop = sampled_blocks(fit.dataset.rows, study.options.eval_rows)[0]
-    x = np.concatenate([x for _, x in study.features.blocks(fit.dataset.name, start=start, stop=stop)])
-    target = form_for(study.full, fit).target(torch.from_numpy(x))
+    target = form_for(study.full, fit).target(sampled_rows(study, SHIFT_ROWS))
     return np.zeros(1) if target is None else target.numpy().mean(axis=0)
+
+
+def sampled_rows(study: Study, count: int) -> torch.Tensor:
+    """The first `count` rows (n, W) of the first modality's sample; all of it, where it has no more."""
+    stream = study.fits[0].dataset
+    held: list[np.ndarray] = []
+    for _, x in stream.ranges(stream.sample(study.options.eval_rows)):
+        held.append(x)
+        if sum(map(len, held)) >= count:
+            break
+    return torch.from_numpy(np.concatenate(held)[:count])
 
 
 def _compare(

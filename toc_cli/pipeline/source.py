@@ -10,7 +10,7 @@ import torch
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Parts
-from toc_cli.io.features import Dataset, Features
+from toc_cli.io.features import Features, Stream
 from toc_cli.io.names import printable
 from toc_cli.ops.quantiser import Quantiser, quantiser
 from toc_cli.ops.scores import check_codes
@@ -31,7 +31,7 @@ class Source:
 class Fit:
     """A dataset that meets a codebook."""
 
-    dataset: Dataset
+    dataset: Stream
     projected: bool
     """Whether the checkpoint's projection is applied to it."""
 

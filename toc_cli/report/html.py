@@ -12,7 +12,7 @@ from toc_cli.report.advice import RULES, rerun
 from toc_cli.report.assemble import Report, RunReport, Subject, unweighed
 from toc_cli.report.checks import Outcome
 from toc_cli.report.metrics import METRICS
-from toc_cli.report.words import interval, number, option
+from toc_cli.report.words import interval, number, option, resampled
 from toc_cli.report.words import name as shown
 
 SEAL = {"pass": "✓", "warn": "!", "fail": "✕"}
@@ -144,6 +144,7 @@ def _book(report: Report, run: RunReport, subject: Subject, index: int, drawn: b
         ),
         "criterion": shown(str(run.run.record["options"].get("criterion")), 24),
         "evaluated": f"{book['sample']['evaluated']:,} of {book['sample']['rows']:,}",
+        "resampled": resampled(book["sample"]),
         "quality": tables.quality(subject),
         "state": tables.state(subject),
         "trust": tables.trust(subject),

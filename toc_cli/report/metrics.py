@@ -199,6 +199,14 @@ _TABLE = (
         "about the sample than about the codebook.",
     ),
     Metric(
+        "sample_units",
+        "Units sampled",
+        "count",
+        "higher",
+        "Clips, utterances or files that the intervals resample whole; of plain rows, blocks of contiguous rows. Below "
+        "twenty, an interval says more about them than about where they come from.",
+    ),
+    Metric(
         "modality_jaccard",
         "Modality overlap",
         "share",
@@ -266,6 +274,7 @@ def _whole(codebook: dict[str, Any]) -> dict[str, float | None]:
         "stability_min": stability.get("jaccard_min"),
         "dead_dimensions": codebook["dead_dimensions"],
         "sample_per_code": codebook["sample"]["evaluated"] / max(codebook["num_codes"]),
+        "sample_units": codebook["sample"].get("units"),
         "modality_jaccard": (codebook.get("modality_agreement") or {}).get("jaccard"),
         "kept_dim": codebook["kept_dim"],
         "bytes_ratio": after / before if before and after is not None else None,

@@ -32,6 +32,7 @@ TRUST = (
     "advantage_over_pca",
     "stability",
     "sample_per_code",
+    "sample_units",
     "dead_dimensions",
     "modality_jaccard",
 )

@@ -147,6 +147,17 @@ def _small_sample(codebook: Mapping[str, Any], values: Values, record: Mapping[s
     return Alarm("small_sample", codebook["id"], text, "sample_per_code")
 
 
+def _few_units(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
+    sample = codebook["sample"]
+    if not sample.get("few_units"):
+        return None
+    text = (
+        f"The intervals rest on few units ({sample['units']:,} {words.name(str(sample['unit']))}, resampled whole): they say "
+        "more about these than about where they come from."
+    )
+    return Alarm("few_units", codebook["id"], text, "sample_units")
+
+
 def _dead_dimensions(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
     dead = codebook["dead_dimensions"]
     if not dead:
@@ -205,6 +216,7 @@ _RULES: tuple[_Rule, ...] = (
     _beaten_by_baseline,
     _unstable,
     _small_sample,
+    _few_units,
     _dead_dimensions,
     _dead_codes,
     _modalities_disagree,

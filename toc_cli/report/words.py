@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from toc_cli.io.names import printable
 from toc_cli.report.metrics import Unit
@@ -62,6 +63,14 @@ def option(value: object) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 check`, `2 checks`, `1,024 codes`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def resampled(sample: Mapping[str, Any]) -> str:
+    """What the 95 % intervals of a record resample."""
+    unit, units = sample.get("unit", "rows"), sample.get("units")
+    if unit == "rows" or units is None:
+        return "bootstrap over blocks of contiguous rows"
+    return f"bootstrap over {units:,} whole {name(str(unit))}" + (" (few)" if sample.get("few_units") else "")
 
 
 def _plain(value: float) -> str:

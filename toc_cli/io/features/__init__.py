@@ -19,7 +19,7 @@ from toc_cli.io.features.source import ArraySource, Source
 from toc_cli.io.features.stream import Part, Stream
 from toc_cli.io.names import printable
 
-__all__ = ["Features", "LabelSet", "Part", "Stream", "open_features"]
+__all__ = ["Features", "LabelSet", "Part", "Stream", "describe", "open_features"]
 
 Array = np.ndarray | torch.Tensor
 
@@ -45,9 +45,7 @@ def open_features(
     entries, files = _entries(paths)
     labels = [entry for entry in entries if _is_label(entry)]
     arrays = [entry for entry in entries if not _is_label(entry) and _axis(entry.source, channel_axis) is not None]
-    streams = [
-        Stream(group.name, _parts(group, channel_axis), max_memory) for group in _modalities(arrays, modalities)
-    ]
+    streams = [Stream(group.name, _parts(group, channel_axis), max_memory) for group in _modalities(arrays, modalities)]
     for stream in streams:
         if stream.bounds is None:
             for other in streams:
@@ -76,9 +74,7 @@ def _entries(
         for argument in ([paths] if isinstance(paths, str | Path) else paths)
         for place in places(argument, feature_suffixes())
     ]
-    entries = [
-        Entry(place, key, source) for place in found for key, source in open_sources(place.path).items()
-    ]
+    entries = [Entry(place, key, source) for place in found for key, source in open_sources(place.path).items()]
     return entries, list(dict.fromkeys(place.path for place in found))
 
 

@@ -32,9 +32,7 @@ class Features:
         Integer arrays of that width (tokens, say) are passed over as long as there are others; an empty one is an error, as
         are parts of unlike width or type.
         """
-        fitting = [
-            stream for stream in self.datasets.values() if any(part.width in widths for part in stream.parts)
-        ]
+        fitting = [stream for stream in self.datasets.values() if any(part.width in widths for part in stream.parts)]
         usable = [stream for stream in fitting if not stream.problem]
         for stream in fitting:
             if stream.problem and (not usable or stream.dtype.kind == "f" or stream.rows == 0):

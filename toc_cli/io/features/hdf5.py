@@ -19,7 +19,7 @@ class Hdf5Source(Source):
     """A dataset of an HDF5 file."""
 
     def __init__(self, path: Path, name: str, found: hdf5.Hdf5Array) -> None:
-        self.path, self.name = path, name
+        self.path, self.name = path, f"/{name}"
         self.shape, self.dtype, self.chunks, self.filtered = found.shape, found.dtype, found.chunks, found.filtered
 
     def reader(self, axis: int, opened: Opened) -> Reader:
@@ -45,7 +45,7 @@ class Hdf5Rows(Reader):
         if source.chunks:
             # A whole unfiltered chunk is read in part, past the cache. Slots: far above the chunks that are there, since
             # chunks that share a slot throw each other out.
-            narrow = source.chunks[axis] < source.shape[axis]
+            narrow = source.chunks[axis] < self.width
             chunks = math.prod(-(-n // c) for n, c in zip(source.shape, source.chunks, strict=True))
             cache = opened.cache if source.filtered or narrow else 0
             access.set_chunk_cache(min(100_003, 16 * chunks + 1), cache, 1.0)
@@ -55,7 +55,7 @@ class Hdf5Rows(Reader):
             raise self._unreadable(0, math.prod(self.lead), error) from None
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
-        last = self.axis == len(self.shape) - 1
+        last = self.axis == max(0, len(self.shape) - 1)
         try:
             if last and start == 0 and stop == math.prod(self.lead) and out.flags.c_contiguous:
                 self._id.read(h5py.h5s.ALL, h5py.h5s.ALL, out.reshape(self.shape))

@@ -78,7 +78,7 @@ class Reader(ABC):
     def __init__(self, shape: tuple[int, ...], axis: int) -> None:
         self.shape, self.axis = shape, axis
         self.lead = tuple(n for i, n in enumerate(shape) if i != axis)
-        self.width = shape[axis]
+        self.width = shape[axis] if shape else 1
 
     @abstractmethod
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
