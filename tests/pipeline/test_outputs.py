@@ -57,5 +57,6 @@ def test_a_failed_run_costs_nothing_of_the_run_before(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     failed = toc(*run, "--keep", "0.25", "--verify", "--force", cwd=tmp_path)
     assert failed.code == 3
+    assert "The input does not run as it came" in failed.err
     assert "Nothing is left" not in failed.err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -91,14 +91,14 @@ def optimize(
         min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,
     )  # fmt: skip
     sink = Output(as_json, quiet)
-    outputs = Outputs(checkpoint, options.emit, output, force, planned=dry_run)
+    outputs = Outputs(checkpoint, options.emit, output, force, planned=dry_run, verify=verify)
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
     for warning in plan.record["warnings"]:
         sink.warn(warning["text"])
     if outputs.elsewhere:
         sink.warn(outputs.elsewhere)
     if not dry_run:
-        plan.write(verify=verify)
+        plan.write()
     if plan.ranks.writes:
         for text in plan.token_warnings if quiet or as_json else ():  # the verdict that is drawn says it
             sink.warn(text)

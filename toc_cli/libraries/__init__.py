@@ -17,7 +17,7 @@ from toc_cli.io.names import printable
 from toc_cli.libraries.codecs import CODECS
 from toc_cli.libraries.loading import load
 
-__all__ = ["CODECS", "Run", "run"]
+__all__ = ["CODECS", "Run", "require", "run"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,8 @@ def run(path: str | Path, codebook: Codebook, rows: torch.Tensor, *, inner: bool
         UsageError: no library is known for the family, or it is not installed (the sentence names it).
         InputError: the library does not take the file, or fails to run it.
     """
-    codec = CODECS.get(codebook.family)
-    if codec is None:
-        raise UsageError(
-            f"--verify knows no library that loads a {codebook.family} checkpoint from its file alone.",
-            f"It can run: {', '.join(sorted(CODECS))}.",
-        )
+    require(codebook)
+    codec = CODECS[codebook.family]
     model, library = load(Path(path))
     try:
         module = _submodule(model, codec.root(codebook.keys[0][0]))
@@ -60,6 +56,15 @@ def run(path: str | Path, codebook: Codebook, rows: torch.Tensor, *, inner: bool
     except (AttributeError, RuntimeError, ValueError, IndexError) as error:
         raise InputError(f"{library} loads {printable(path)}, but does not run it: {printable(error)}") from error
     return Run(library, tokens.long(), outputs)
+
+
+def require(codebook: Codebook) -> None:
+    """UsageError where no library is known for the family of a codebook."""
+    if codebook.family not in CODECS:
+        raise UsageError(
+            f"--verify knows no library that loads a {codebook.family} checkpoint from its file alone.",
+            f"It can run: {', '.join(sorted(CODECS))}.",
+        )
 
 
 def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module:

@@ -16,6 +16,7 @@ from toc_cli.ops.rotation import Rotation
 from toc_cli.ops.scores import Scores, shared, similarity_and_variance
 from toc_cli.ops.selection import Selection, parse_ratio, select
 from toc_cli.pipeline.knowledge import groups, known
+from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
 
 
@@ -91,10 +92,6 @@ def choose(study: Study, ranking: Ranking, count: int) -> Choice:
     """Keep `count` dimensions of each set, with the constant that stands in for the dropped ones."""
     source, options = study.source, study.options
     ratio = parse_ratio(options.ratio) if options.ratio else None
-    if ratio and ranking.rotations:
-        raise UsageError(
-            f"--ratio does not go with --criterion {ranking.criterion}.", "A rotation keeps its leading components."
-        )
     selections = [[select(s.score, count, ratio, s.last) for s in level] for level in ranking.scores]
     heads = source.full.heads
     kept = torch.stack([torch.stack([s.kept for s in level] * (heads // len(level))) for level in selections])
@@ -115,8 +112,13 @@ def constants(study: Study) -> np.ndarray:
         usage = [np.broadcast_to(counts.sum(0), counts.shape) for counts in usage]
     mean = zero if options.fill == "zero" or source.book.zero_fill else source.full.mean_fill(usage)
     if options.fill == "mean" and (source.book.zero_fill or not mean.any()):
-        raise UsageError(
-            f"--fill mean is not exact for {source.book.family} ({source.book.metric}): its constant must be 0.",
-            "Use --fill zero.",
-        )
+        raise inexact_mean(source)
     return mean
+
+
+def inexact_mean(source: Source) -> UsageError:
+    """The refusal of `--fill mean` where only 0 is exact."""
+    return UsageError(
+        f"--fill mean is not exact for {source.book.family} ({source.book.metric}): its constant must be 0.",
+        "Use --fill zero.",
+    )

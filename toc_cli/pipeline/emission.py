@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from toc_cli.errors import OutputError, UsageError
+from toc_cli.errors import OutputError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import detect
@@ -30,42 +30,10 @@ Samples = Sequence[tuple[Fit, torch.Tensor]]
 """Per codebook the features (n, W) on which an edited copy is checked, and the dataset they come from."""
 
 
-def refuse_impossible(ckpt: Checkpoint, chosen: Chosen, modes: Sequence[Mode]) -> None:
-    """UsageError with the family's sentence for a mode that some codebook cannot take."""
-    for source, choice in chosen:
-        offered = supported(ckpt, source.book, choice.count, rotated=choice.rotation is not None)
-        for mode in modes:
-            if offered[mode]:
-                raise UsageError(
-                    f"--emit {mode} is not possible for {printable(source.book.shown)}: {offered[mode]}.",
-                    _others(offered),
-                )
-    if "sliced" in modes:
-        _refuse_half_cuts(ckpt, chosen)
-
-
-def _refuse_half_cuts(ckpt: Checkpoint, chosen: Chosen) -> None:
-    """UsageError where codebooks that share one size in the config would be cut to several, or only some of them cut."""
-    words = {source.book.together for source, _ in chosen if source.book.together}
-    members = [book.together for book in detect(ckpt)] if words else []
-    for word in words:
-        counts = [choice.count for source, choice in chosen if source.book.together == word]
-        if len(set(counts)) > 1 or len(counts) < members.count(word):
-            raise UsageError(
-                f"--emit sliced cuts all codebooks of {printable(word)} to one size.",
-                "Leave --codebook out, and use one --keep.",
-            )
-
-
 def forms_of(ckpt: Checkpoint, source: Source, choice: Choice) -> dict[str, dict[Mode, str]]:
     """The record's `forms`: for the chosen criterion and its measured rivals of one size, what `supported` says."""
     names = (choice.ranking.criterion, "variance", "pca")
     return {name: supported(ckpt, source.book, choice.count, rotated=CRITERIA[name].rotates) for name in names}
-
-
-def _others(offered: dict[Mode, str]) -> str:
-    fine = [mode for mode, reason in offered.items() if not reason]
-    return f"Possible here: {', '.join(fine)}." if fine else ""
 
 
 def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode) -> Edits:

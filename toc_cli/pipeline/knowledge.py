@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from toc_cli.errors import InputError
 from toc_cli.ops.criteria.base import Known
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
 
@@ -38,13 +36,8 @@ def table(study: Study, place: tuple[int, int], seed: int) -> Known:
 
 
 def known(study: Study, criterion: str, place: tuple[int, int], seed: int) -> Known:
-    """The same with what the features say. InputError where the criterion needs pairs and there are none."""
+    """The same with what the features say."""
     level, head = place
     census, row = study.census, CRITERIA[criterion]
-    if row.need == "pairs" and not pairs_of(census.fits):
-        raise InputError(
-            f"--criterion {criterion} needs two modalities of equal shape; {len(census.fits)} given.",
-            "Give paired datasets, as --features audio=a.h5 --features video=v.h5.",
-        )
     streams = census.sums[criterion][place] if row.maths.reads else ()
     return replace(table(study, place, seed), usage=census.pooled[level][head], streams=streams)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from toc_cli.errors import UsageError
 from toc_cli.io.families.base import Mode
 from toc_cli.ops.criterion import CRITERIA
+from toc_cli.ops.selection import parse_ratio
 
 METRICS = ("euclidean", "cosine", "dot")
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
@@ -75,6 +76,13 @@ class Options:
             one_of("--metric", self.metric, METRICS)
         if self.fill is not None:
             one_of("--fill", self.fill, ("mean", "zero"))
+        if self.ratio is not None:
+            parse_ratio(self.ratio)
+            if CRITERIA[self.criterion].rotates:
+                raise UsageError(
+                    f"--ratio does not go with --criterion {self.criterion}.",
+                    "A rotation keeps its leading components.",
+                )
         if self.keep == "auto" and self.max_distortion is None and self.min_agreement is None:
             raise UsageError("--keep auto needs a bound.", "Give --max-distortion, --min-agreement or both.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:

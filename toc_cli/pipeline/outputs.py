@@ -28,6 +28,8 @@ class Outputs:
     force: bool = False
     planned: bool = False
     """`--dry-run`: the names are told, and nothing is written."""
+    verify: bool = False
+    """Load what was written in its own library and run it, before it is published."""
     stem: Path = field(init=False)
     extension: str = field(init=False)
     elsewhere: str = field(init=False)

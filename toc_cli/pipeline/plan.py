@@ -21,7 +21,6 @@ from toc_cli.io.families.emit import supported
 from toc_cli.io.features import Features, describe, open_features
 from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication
-from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.artefacts import as_artefact
@@ -29,10 +28,11 @@ from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice, choose, rank_dimensions
 from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
-from toc_cli.pipeline.emission import edits_for, forms_of, refuse_impossible, verify_in_library, write_checkpoint
+from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, probe_labels, stability_of
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outputs import Outputs
+from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_options
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
 from toc_cli.pipeline.ranks import Ranks, from_environment
 from toc_cli.pipeline.reading.explained import unexplained
@@ -119,9 +119,9 @@ class Plan:
         self.outputs = Outputs(self.checkpoint.path, ("codebook",), Path(path), force)
         return self.write()
 
-    def write(self, *, verify: bool = False) -> list[Path]:
-        """Write, check and (`verify`) run every output aside, then publish all, the record last; on any failure what stood before
-        stands. Returns the files."""
+    def write(self) -> list[Path]:
+        """Write, check and verify every output aside, then publish all, the record last; on any failure what stood before stands.
+        Returns the files."""
         if self.outputs is None:
             raise UsageError("The plan has no outputs.", "Use plan.save(path).")
         outputs = self.outputs
@@ -130,11 +130,11 @@ class Plan:
         outputs.refuse_what_stands(_inputs(self.checkpoint, self.features))
         with Publication(outputs.stem, wait=outputs.force) as publication:
             with publication.told():
-                written = self._write(outputs.aside(publication.new), verify)
+                written = self._write(outputs.aside(publication.new))
             publication.publish(outputs.record, force=outputs.force)
         return [outputs.stem.parent / path.relative_to(publication.new) for path in written]
 
-    def _write(self, aside: Outputs, verify: bool) -> list[Path]:
+    def _write(self, aside: Outputs) -> list[Path]:
         chosen = [(study.source, choice) for study, choice in self.chosen]
         samples = [_sample(study) for study, _ in self.chosen]
         written, entries = [], []
@@ -145,7 +145,7 @@ class Plan:
             entries += [_output(mode, file, target) for file in files]
         write_artefact(aside.artefact, as_artefact(self.chosen, self.options, self.record["inputs"]))
         self.record["outputs"] = [_output("codebook", aside.artefact, aside.artefact), *entries]
-        if verify:
+        if aside.verify:
             self.record["verified"] = [
                 verify_in_library(aside.of(mode), mode, id, source, choice, sample, self.options)
                 for mode in aside.checkpoints
@@ -176,16 +176,13 @@ def plan_optimization(
     *,
     progress: Progress = silent,
 ) -> Plan:
-    """Everything of `toc optimize` but the writing. Outputs that stand are refused before the first feature is read."""
+    """Everything of `toc optimize` but the writing. What can be refused without a feature row is, before the first is read."""
     started = time.perf_counter()
     ranks = from_environment()
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     books = sources(ckpt, detect(ckpt, **options.reading))
     for source in books:
-        _refuse_criterion(source, options.criterion)
-        parse_keep(options.keep, source.full.dim)
-        if options.sweep:
-            parse_sweep(options.sweep, source.full.dim)
+        refuse_options(source, options)
     opened = features if isinstance(features, Features) else open_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory,
         limit=options.limit,
@@ -197,6 +194,7 @@ def plan_optimization(
     studies = [
         Study(source, Census(fits(source, opened, options.space)), opened, options, ranks, progress) for source in books
     ]
+    preflight(ckpt, studies, outputs)
     hashes = hash_inputs(ckpt, opened, ranks)
     count_usage(studies)
     counted = time.perf_counter()
@@ -205,8 +203,8 @@ def plan_optimization(
         for study, size in zip(studies, _sizes(studies), strict=True)
     ]
     if outputs is not None:
-        pairs = [(study.source, choice) for study, choice in chosen]
-        refuse_impossible(ckpt, pairs, outputs.checkpoints)
+        wanted = [Wanted(study.source, choice.count, choice.rotation is not None) for study, choice in chosen]
+        refuse_impossible(ckpt, wanted, outputs.checkpoints)
     entries = [{**_entry(study, choice), "forms": forms_of(ckpt, study.source, choice)} for study, choice in chosen]
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
     opened.refuse_changes()
@@ -220,16 +218,6 @@ def plan_optimization(
         "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
     }  # fmt: skip
     return Plan(ckpt, opened, options, chosen, record, outputs, ranks)
-
-
-def _refuse_criterion(source: Source, criterion: str) -> None:
-    """UsageError for a criterion that compares features with codes where features never come into the space of the codes."""
-    if source.full.logits is not None and CRITERIA[criterion].need in ("features", "pairs"):
-        raise UsageError(
-            f"--criterion {criterion} reads features in the space of the codes, and those of {printable(source.book.shown)} "
-            "only choose codes, by learned logits.",
-            "Use --criterion toc or usage-toc.",
-        )
 
 
 def _sizes(studies: Sequence[Study]) -> list[int]:

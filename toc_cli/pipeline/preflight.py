@@ -1,0 +1,165 @@
+"""Every refusal that needs no feature row, before the first one is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families import detect
+from toc_cli.io.families.base import Mode
+from toc_cli.io.families.emit import supported
+from toc_cli.io.names import printable
+from toc_cli.ops.criterion import CRITERIA
+from toc_cli.ops.selection import parse_keep
+from toc_cli.pipeline.census import pairs_of
+from toc_cli.pipeline.choice import inexact_mean
+from toc_cli.pipeline.curve import parse_sweep
+from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.outputs import Outputs
+from toc_cli.pipeline.source import Source
+from toc_cli.pipeline.study import Study
+
+PROBED_ROWS = 64
+
+
+def refuse_options(source: Source, options: Options) -> None:
+    """UsageError for what this codebook, whatever its features, rules out: a size, a criterion, a constant."""
+    parse_keep(options.keep, source.full.dim)
+    if options.sweep:
+        parse_sweep(options.sweep, source.full.dim)
+    _refuse_criterion(source, options.criterion)
+    if options.fill == "mean" and (source.book.zero_fill or source.full.metric == "cosine" or source.full.unit_vectors):
+        raise inexact_mean(source)
+
+
+def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | None) -> None:
+    """Refuse what features of these shapes, the asked forms, or the library of `--verify` rule out.
+
+    Raises:
+        UsageError: a form that a codebook cannot take, or a verification that cannot be run.
+        InputError: a criterion without its pairs; a codec that its library does not run as it came.
+    """
+    for study in studies:
+        refuse_alone(study, study.options.criterion)
+    if outputs is None:
+        return
+    wanted = [
+        Wanted(study.source, parse_keep(study.options.keep, study.full.dim), _rotates(study)) for study in studies
+    ]
+    refuse_impossible(ckpt, wanted, outputs.checkpoints)
+    for study, each in zip(studies, wanted, strict=True):
+        if each.count != study.full.dim and study.options.fill != "zero":
+            _refuse_folding(study.source, outputs.checkpoints)
+    if outputs.verify:
+        _refuse_verification(ckpt, [study.source for study in studies], outputs)
+
+
+def _rotates(study: Study) -> bool:
+    return CRITERIA[study.options.criterion].rotates
+
+
+def _refuse_criterion(source: Source, criterion: str) -> None:
+    """UsageError for a criterion that compares features with codes where features never come into the space of the codes."""
+    if source.full.logits is not None and CRITERIA[criterion].need in ("features", "pairs"):
+        raise UsageError(
+            f"--criterion {criterion} reads features in the space of the codes, and those of {printable(source.book.shown)} "
+            "only choose codes, by learned logits.",
+            "Use --criterion toc or usage-toc.",
+        )
+
+
+def refuse_alone(study: Study, criterion: str) -> None:
+    """InputError for a criterion of paired modalities where none are paired."""
+    if CRITERIA[criterion].need == "pairs" and not pairs_of(study.fits):
+        raise InputError(
+            f"--criterion {criterion} needs two modalities of equal shape; {len(study.fits)} given.",
+            "Give paired datasets, as --features audio=a.h5 --features video=v.h5.",
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The size of a cut of one codebook; None where the features decide it."""
+
+    source: Source
+    count: int | None
+    rotated: bool
+
+
+def refuse_impossible(ckpt: Checkpoint, wanted: Sequence[Wanted], modes: Sequence[Mode]) -> None:
+    """UsageError with the family's sentence for a mode that some codebook cannot take."""
+    for each in wanted:
+        offered = supported(ckpt, each.source.book, each.count, rotated=each.rotated)
+        for mode in modes:
+            if offered[mode]:
+                fine = [mode for mode, reason in offered.items() if not reason]
+                raise UsageError(
+                    f"--emit {mode} is not possible for {printable(each.source.book.shown)}: {offered[mode]}.",
+                    f"Possible here: {', '.join(fine)}.",
+                )
+    if "sliced" in modes:
+        _refuse_half_cuts(ckpt, wanted)
+
+
+def _refuse_half_cuts(ckpt: Checkpoint, wanted: Sequence[Wanted]) -> None:
+    """UsageError where codebooks that share one size in the config would be cut to several, or only some of them cut."""
+    words = {each.source.book.together for each in wanted if each.source.book.together}
+    members = [book.together for book in detect(ckpt)] if words else []
+    for word in words:
+        counts = [each.count for each in wanted if each.source.book.together == word]
+        if len(set(counts)) > 1 or len(counts) < members.count(word):
+            raise UsageError(
+                f"--emit sliced cuts all codebooks of {printable(word)} to one size.",
+                "Leave --codebook out, and use one --keep.",
+            )
+
+
+def _refuse_folding(source: Source, modes: Sequence[Mode]) -> None:
+    """UsageError where the mean of the codes would have to go into a layer that cannot take it."""
+    full = source.full
+    if source.book.zero_fill or full.metric == "cosine" or full.unit_vectors or not {"sliced", "consumer"} & set(modes):
+        return
+    for site in source.book.sites:
+        if site.role == "consumer" and not (site.folds and site.bias):
+            raise UsageError(
+                f"The constant of the dropped dimensions does not fold into {printable(site.key)} exactly.",
+                "Use --fill zero.",
+            )
+
+
+def _refuse_verification(ckpt: Checkpoint, sources: Sequence[Source], outputs: Outputs) -> None:
+    """UsageError where nothing could be loaded, or no library here loads it; InputError where the input itself does not run there."""
+    from toc_cli.libraries import require
+
+    if not outputs.checkpoints:
+        raise UsageError(
+            "--verify has nothing to load: only the pruned codebook is written, which no other library reads.",
+            "Add --emit masked, sliced or consumer.",
+        )
+    for source in sources:
+        require(source.book)
+    if outputs.extension:
+        raise UsageError(
+            f"--verify loads folders, and {printable(ckpt.path.name)} is a lone file.",
+            f"Name its folder, with the config.json of its model: {printable(ckpt.path.parent)}.",
+        )
+    folder = ckpt.path if ckpt.path.is_dir() else ckpt.path.parent
+    for source in sources:
+        _run_as_it_came(folder, source)
+
+
+def _run_as_it_came(folder: Path, source: Source) -> None:
+    from toc_cli.libraries import run
+
+    rows = torch.randn(PROBED_ROWS, source.full.width, generator=torch.Generator().manual_seed(0))
+    try:
+        run(folder, source.book, rows)
+    except InputError as error:
+        raise InputError(
+            f"The input does not run as it came: {error.what}", error.hint or "Leave --verify out."
+        ) from error
