@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from toc_cli import __version__
-from toc_cli.commands import bench, demo, evaluate, inspect, optimize, quantize, report, train_fcid
+from toc_cli.commands import bench, capture, demo, evaluate, explain, inspect, optimize, quantize, report, train_fcid
 from toc_cli.commands.encoding import soften
 from toc_cli.commands.interrupt import Interrupt, sentence, stopped_by
 from toc_cli.errors import OutputError, TocError, UsageError
@@ -28,11 +28,13 @@ app = typer.Typer(
 )
 for name, room in (
     ("inspect", inspect),
+    ("capture", capture),
     ("optimize", optimize),
     ("quantize", quantize),
     ("train-fcid", train_fcid),
     ("evaluate", evaluate),
     ("report", report),
+    ("explain", explain),
     ("bench", bench),
     ("demo", demo),
 ):

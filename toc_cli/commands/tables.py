@@ -12,6 +12,7 @@ from toc_cli.io.names import printable
 
 if TYPE_CHECKING:
     from toc_cli.pipeline import Plan
+    from toc_cli.pipeline.capture import Captured
 
 
 def name(text: str, limit: int = 80) -> Text:
@@ -101,6 +102,21 @@ def _stream(stream: dict[str, Any]) -> str:
     parts = f"{stream['parts']:,} part{'s' * (stream['parts'] != 1)}"
     units = [] if stream["units"] is None else [f"{stream['units']:,} {printable(stream['unit'])}"]
     return ", ".join([parts, *units, f"{stream['rows']:,} rows of {stream['width']:,}"])
+
+
+def captured_table(done: Captured) -> Table:
+    """What `toc capture` wrote, and the command that uses it."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("wrote" if not done.reused else "stands", name(str(done.output), limit=300))
+    table.add_row("model", name(f"{done.model}, {done.library}"))
+    skipped = f", {len(done.skipped):,} skipped" if done.skipped else ""
+    table.add_row("files", f"{done.files:,}{skipped}" + (f", {done.classes} classes" if done.classes else ""))
+    table.add_row("features", f"{done.rows:,} rows of width {done.width}")
+    table.add_row("tokens", f"{done.rows:,} x {' x '.join(map(str, done.tokens))}, the model's own")
+    table.add_row("next", name(f"toc optimize MODEL --features {done.output} --keep 0.5", limit=300))
+    return table
 
 
 def tokens_table(done: dict[str, Any]) -> Table:

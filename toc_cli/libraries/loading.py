@@ -15,8 +15,8 @@ from toc_cli.io.checkpoint.config import read_json
 from toc_cli.io.names import printable
 
 
-def load(folder: Path) -> tuple[torch.nn.Module, str]:
-    """The model of a folder in float32, in evaluation mode, and the name and version of its library.
+def load(folder: Path, *, wanted: str = "--verify") -> tuple[torch.nn.Module, str]:
+    """The model of a folder in float32, in evaluation mode, and the name and version of its library; `wanted` says what for.
 
     Raises:
         UsageError: the library is not installed.
@@ -28,8 +28,13 @@ def load(folder: Path) -> tuple[torch.nn.Module, str]:
     else:
         library, names = "transformers", config.get("architectures") or []
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    module = _import(library, library)
-    kind = _class(library, module, name)
+    module = _import(library, library, wanted)
+    kind = _class(library, module, name, wanted)
+    if kind is None and config.get("auto_map"):
+        raise InputError(
+            f"{printable(folder)} is of the class {printable(name)!r}, which needs its own code (auto_map); toc never runs it.",
+            "Record from your own script: with toc_cli.capture(model.quantizer, 'feats.h5'): model(batch)",
+        )
     if kind is None:
         raise InputError(f"{printable(folder)} is of the class {printable(name)!r}, which {library} does not have.")
     try:
@@ -45,20 +50,20 @@ def load(folder: Path) -> tuple[torch.nn.Module, str]:
     return model.float().eval(), f"{library} {module.__version__}"
 
 
-def _import(name: str, library: str) -> Any:
+def _import(name: str, library: str, wanted: str) -> Any:
     """A module of a library, or the sentence that names what is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         missing = error.name if error.name and not error.name.startswith(f"{library}.") else library
-        sentence = f"--verify runs this file in {library}, and {missing} is not installed."
+        sentence = f"{wanted} runs this model in {library}, and {missing} is not installed."
         raise UsageError(sentence, f"pip install {missing}") from None
 
 
-def _class(library: str, module: Any, name: str) -> Any:
+def _class(library: str, module: Any, name: str, wanted: str) -> Any:
     """A model class by name: from the top of its library, or from deeper inside."""
     if name in _DEEPER:
-        module = _import(f"{library}.{_DEEPER[name]}", library)
+        module = _import(f"{library}.{_DEEPER[name]}", library, wanted)
     kind = getattr(module, name, None) if name.isidentifier() else None
     return kind if isinstance(kind, type) and issubclass(kind, torch.nn.Module) else None
 
