@@ -17,7 +17,7 @@ def test_everything_that_can_be_named_is_explained() -> None:
     listed = {(entry["kind"], entry["name"]) for entry in json.loads(toc("explain", "--json").out)}
     assert {("metric", name) for name in METRICS} | {("criterion", name) for name in CRITERIA} <= listed
     assert {("verdict", kind) for kind in ("ship", "weigh", "stop", "never")} <= listed
-    assert set(METRICS) == set(WORRY)
+    assert set(WORRY) <= set(METRICS)
 
 
 def test_every_warning_of_the_verdict_is_explained() -> None:

@@ -52,6 +52,7 @@ WORRY = {
     "stability_min": ("below 60%", ">=60%"),
     "dead_dimensions": ("above 0: they cost bytes and tell no codes apart", "==0"),
     "sample_per_code": ("below 10: counts of used and dead codes say more about the sample", ">=10"),
+    "sample_units": ("below 20: intervals over so few clips or files are rough", ">=20"),
     "modality_jaccard": ("near what two random sets share: the modalities want different dimensions", ">=50%"),
     "kept_dim": ("when it is not what was asked", "==baseline"),
     "bytes_ratio": ("when it is not what was asked", "<=50%"),
