@@ -81,6 +81,11 @@ WARNINGS = {
         "Give more features; agreement and distortion carry their own intervals.",
         "sample_per_code>=10",
     ),
+    "few_units": (
+        "The features hold fewer than 20 clips, files or datasets, and whole units are what intervals resample.",
+        "Intervals over so few units are rough: give more clips.",
+        "sample_units>=20",
+    ),
     "dead_dimensions": (
         "Some dimensions have the same value in every code, so they tell no codes apart.",
         "The published score can rank them above live ones; --criterion toc-live ranks them last.",
