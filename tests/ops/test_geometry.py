@@ -31,9 +31,7 @@ def test_geometry_is_the_pair_loop(count, dim, seed):
     pairs = list(itertools.combinations(codes, 2))
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]
     assert geometry.mean_cosine(codes) == pytest.approx(np.mean(cosines), abs=1e-12)
-    distance, searched = geometry.min_distance(codes)
-    assert distance == pytest.approx(min(np.linalg.norm(a - b) for a, b in pairs))
-    assert searched == count
+    assert geometry.min_distance(codes) == pytest.approx(min(np.linalg.norm(a - b) for a, b in pairs))
     values = np.linalg.svd(codes - codes.mean(0), compute_uv=False)
     p = values[values > 1e-7 * values.max()] / values[values > 1e-7 * values.max()].sum()
     assert geometry.effective_rank(codes) == pytest.approx(math.exp(-np.sum(p * np.log(p))), rel=1e-4)
@@ -41,20 +39,41 @@ def test_geometry_is_the_pair_loop(count, dim, seed):
 
 def test_special_codebooks():
     zero = np.zeros((4, 3))
-    assert geometry.geometry(zero) == geometry.Geometry(0.0, 0.0, 0.0, 4)
+    assert geometry.geometry(zero) == geometry.Geometry(0.0, 0.0, 0.0)
     assert geometry.effective_rank(np.full((50, 7), 0.1)) == 0
     assert geometry.geometry(np.eye(5)).mean_cosine == 0
-    assert geometry.min_distance(np.repeat(np.eye(3), 2, axis=0))[0] == 0
+    assert geometry.min_distance(np.repeat(np.eye(3), 2, axis=0)) == 0
     line = np.arange(20.0)[:, None] * np.ones((1, 4))
     assert geometry.effective_rank(line) == pytest.approx(1)
 
 
-def test_too_many_pairs_are_searched_from_evenly_spaced_codes():
+def test_the_closest_codes_are_found_or_left_out_but_never_bounded():
     codes = draw(0, 1000, 8).astype(np.float32)
-    exact, _ = geometry.min_distance(codes)
-    bound, searched = geometry.min_distance(codes, budget=100 * 8000)
-    assert searched == 100
-    assert bound >= exact
+    codes[701] = codes[13]
+    assert geometry.geometry(codes).min_distance == 0
+    assert geometry.geometry(codes, work=1000**2 * 8).min_distance == 0
+    assert math.isnan(geometry.geometry(codes, work=1000**2 * 8 - 1).min_distance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 9), st.integers(1, 6), st.integers(0, 10**6))
+def test_usage_rank_is_the_entropy_of_the_variances_in_use(count, dim, seed):
+    codes, usage = draw(seed, count, dim), np.random.default_rng(seed).integers(0, 4, count)
+    usage[:2] += 1
+    rows = np.repeat(codes, usage, axis=0)
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+    q = values[values > 1e-12 * values.max()] / values.sum()
+    assert geometry.usage_rank(codes, usage) == pytest.approx(math.exp(-np.sum(q * np.log(q))), rel=1e-6)
+
+
+def test_usage_rank_of_special_codes():
+    assert geometry.usage_rank(np.eye(4), [5, 0, 0, 0]) == 0
+    assert geometry.usage_rank(np.eye(4), [0, 0, 0, 0]) == 0
+    assert geometry.usage_rank(np.eye(4), [1, 1, 0, 0]) == pytest.approx(1)
+    assert geometry.usage_rank(np.eye(4) + 100, [1, 1, 1, 1]) == pytest.approx(3)
+    assert geometry.effective_rank(np.diag([9.0, 1, 1]) - 5) != pytest.approx(
+        geometry.usage_rank(np.diag([9.0, 1, 1]) - 5, [1, 1, 1])
+    )
 
 
 def test_linear_algebra_is_blind_to_threads():

@@ -179,6 +179,19 @@ def test_a_dead_dimension_outranks_a_negative_score_unless_toc_live():
     assert selection.rank(live.score, live.last)[-1] == 2
 
 
+def test_a_large_mean_drowns_the_variance():
+    """What half the dimensions lose by a mean of 5 they do not lose by their variance."""
+    codes = np.random.default_rng(0).standard_normal((100, 6))
+    away = codes + np.array([5, 0, 0, 5, 0, 0])
+    assert scores.drowned(score("toc", codes)) is None
+    assert scores.drowned(score("toc", away)) > 10
+    assert scores.drowned(score("usage-toc", away, usage=np.ones(100))) > 10
+    assert scores.drowned(score("variance", away)) is None
+    assert scores.drowned(score("toc", codes + 5, weights=(0.0, 1.0)), (0.0, 1.0)) is None
+    flat = np.tile([[1.0, 2.0]], (4, 1))
+    assert scores.drowned(score("toc", flat)) == np.inf
+
+
 def test_levels_that_share_their_dimensions_share_the_mean():
     rng = np.random.default_rng(0)
     first, second = (score("toc-live", rng.standard_normal((20, 5))) for _ in range(2))

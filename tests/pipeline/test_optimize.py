@@ -263,3 +263,37 @@ def test_features_of_several_heads_name_the_way_to_say_so(here: Path) -> None:
     (book,) = json.loads(done.out)["codebooks"]
     assert book["heads"] == 3
     assert len({tuple(kept) for kept in book["kept"][0]}) == 1
+
+
+def test_what_is_dead_in_one_head_is_not_dead_in_another(tmp_path: Path) -> None:
+    codes = torch.randn(2, 32, 8)
+    codes[0, :, 3] = 1.0
+    codes[:, :, 6] = 2.0
+    np.save(tmp_path / "codes.npy", codes.numpy())
+    np.save(tmp_path / "feats.npy", np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32))
+    done = toc("optimize", "codes.npy", "--features", "feats.npy", "--layout", "HKD", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "1 of 8 dimensions tell no codes apart, constant over all of them (6)." in done.err
+    assert "1 of 8 dimensions tell no codes apart, constant over all of them in level 0, head 0 (3)." in done.err
+    (book,) = json.loads(done.out)["codebooks"]
+    assert (book["dead_dimensions"], book["dead_by_head"], book["constant_dimensions"]) == (2, [[2, 1]], [6])
+
+
+def test_codes_far_from_the_centre_are_warned_of(here: Path) -> None:
+    codes = torch.randn(64, 24)
+    codes[:, :12] += 4
+    make_checkpoint(here / "model.safetensors", codes)
+    run = ("optimize", "model.safetensors", "--features", "feats.h5", "-q", "--force")
+    assert "the similarity term of --criterion toc differs over dimensions" in toc(*run, cwd=here).err
+    assert "similarity term" not in toc(*run, "--criterion", "variance", cwd=here).err
+
+
+def test_the_usage_rank_of_the_record_is_of_the_codes_in_use(here: Path) -> None:
+    book = toc_cli.optimize(here / "model.safetensors", here / "feats.h5", keep=6).metrics[0]
+    codes = load_file(here / "model.safetensors")["quantize.embedding.weight"].double().numpy()
+    x = h5py.File(here / "feats.h5")["x"][:]
+    tokens = ((x[:, None] - codes) ** 2).sum(-1).argmin(1)
+    values = np.linalg.svd(codes[tokens] - codes[tokens].mean(0), compute_uv=False) ** 2
+    q = values / values.sum()
+    assert book["before"]["usage_rank"] == pytest.approx(np.exp(-(q * np.log(q)).sum()))
+    assert 1 < book["after"]["usage_rank"] < 6

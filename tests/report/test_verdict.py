@@ -60,6 +60,13 @@ CASES: dict[str, tuple[Change, str, str]] = {
 }
 
 
+def test_dead_dimensions_are_those_of_a_head_by_name(record: dict[str, Any]) -> None:
+    quiet(record)["codebooks"][0].update(dead_dimensions=3, dead_by_head=[[0, 3, 1]])
+    (alarm,) = assemble([Run("r.toc.json", record)]).runs[0].alarms
+    assert "are dead in head 1: the same value in every code." in alarm.text
+    assert "1 other heads have some too." in alarm.text
+
+
 def test_nothing_to_warn_about(record: dict[str, Any]) -> None:
     report = assemble([Run("r.toc.json", quiet(record))])
     assert report.runs[0].alarms == ()

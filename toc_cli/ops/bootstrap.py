@@ -63,3 +63,16 @@ def interval(
         tail = float(stats.norm.cdf(np.sqrt(blocks / (blocks - 1)) * stats.t.ppf(tail, blocks - 1)))
     low, high = np.quantile(moved, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def beyond_chance(chosen: np.ndarray, random: np.ndarray, seed: int = 0) -> np.ndarray:
+    """By how much random selections exceed the chosen one, as resamples (R,) that carry two doubts: that of the rows, which
+    `chosen` (R,) and `random` (S, R) hold, and that of the S random sets, a sample of all.
+
+    A random choice is itself one more draw: its distance from the others' mean is t-distributed with their spread, times
+    sqrt(1 + 1/S). Without that, every second random choice would beat chance.
+    """
+    seeds = len(random)
+    spread = random.std(axis=0, ddof=1) * np.sqrt(1 + 1 / seeds)
+    doubt = np.random.default_rng(seed).standard_t(seeds - 1, size=random.shape[1])
+    return random.mean(axis=0) - chosen + doubt * spread

@@ -15,29 +15,26 @@ from toc_cli.ops.linear import Array, eigenvalues, float64, matmul, unit_rows
 from toc_cli.ops.moments import moments
 
 TILE_ROWS = 4096
-PAIR_DIMENSIONS = 10_000_000_000
-"""Work of the closest-pair search, pairs times dimensions: beyond it only evenly spaced codes look for a neighbour."""
+FREE_WORK = 10_000_000_000
+"""Pairs of codes times dimensions that are searched whatever a run costs: a second or so."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Three figures of one table of codes (K, D)."""
+    """Figures of one table of codes (K, D)."""
 
     mean_cosine: float
     """Mean cosine over pairs of different codes; a zero code has cosine 0 to all."""
     min_distance: float
-    """Smallest Euclidean distance between two codes."""
+    """Smallest Euclidean distance between two codes; NaN where looking for it would have cost too much."""
     effective_rank: float
     """exp(entropy of the normalised singular values) of the centred codes (Roy, Vetterli 2007); 0 if all are equal."""
-    codes_searched: int
-    """How many codes looked for their nearest other: K, or fewer where that is too much work; then `min_distance` is
-    an upper bound."""
 
 
-def geometry(codes: Array) -> Geometry:
-    """All three of codes (K, D), K >= 2."""
-    distance, searched = min_distance(codes)
-    return Geometry(mean_cosine(codes), distance, effective_rank(codes), searched)
+def geometry(codes: Array, work: int = FREE_WORK) -> Geometry:
+    """All three of codes (K, D), K >= 2; the distance where K^2 D is at most `work`."""
+    near = min_distance(codes) if len(codes) ** 2 * codes.shape[1] <= work else float("nan")
+    return Geometry(mean_cosine(codes), near, effective_rank(codes))
 
 
 def _tiles(codes: Array) -> list[Array]:
@@ -59,14 +56,42 @@ def mean_cosine(codes: Array) -> float:
     return float((np.sum(total * total) - squares) / (len(codes) * (len(codes) - 1)))
 
 
-def min_distance(codes: Array, budget: int = PAIR_DIMENSIONS) -> tuple[float, int]:
-    """Smallest distance between two of the codes (K, D), and how many codes were searched from."""
+def min_distance(codes: Array) -> float:
+    """Smallest distance between two of the codes (K, D): each looks for its second best. O(K^2 D)."""
     table = codes if isinstance(codes, torch.Tensor) else torch.from_numpy(codes)
-    searched = min(len(table), max(1, budget // table.numel()))
-    spaced = torch.arange(searched) * len(table) // searched
-    second = nearest(table[spaced], table, second=True).second_distance
+    second = nearest(table, table, second=True).second_distance
     assert second is not None
-    return float(second.min().sqrt()), searched
+    return float(second.min().sqrt())
+
+
+def usage_rank(codes: Array, usage: Array) -> float:
+    """exp(-sum q ln q), q the eigenvalues of the covariance of codes (K, D) counted by usage (K,), over their sum: how many
+    directions the codes in use need. 0 where one code, or none, is chosen. Unlike `effective_rank` it is of variances."""
+    p = float64(usage)
+    used = np.flatnonzero(p)
+    if not len(used):
+        return 0.0
+    p = p / p.sum()
+    tiles = [used[start : start + TILE_ROWS] for start in range(0, len(used), TILE_ROWS)]
+    mean = np.sum([np.einsum("k,kd->d", p[tile], float64(codes[tile])) for tile in tiles], axis=0)
+    if len(used) < codes.shape[1]:
+        off = (float64(codes[used]) - mean) * np.sqrt(p[used])[:, None]
+        values = eigenvalues(matmul(off, off.T))
+    else:
+        gram = np.zeros((codes.shape[1], codes.shape[1]))
+        for tile in tiles:
+            off = (float64(codes[tile]) - mean) * np.sqrt(p[tile])[:, None]
+            gram += matmul(off.T, off)
+        values = eigenvalues(gram)
+    values = values[values > _rounding(values, mean, len(used))]
+    q = values / values.sum() if len(values) else values
+    return float(np.exp(-np.sum(q * np.log(q)))) if len(q) else 0.0
+
+
+def _rounding(values: np.ndarray, mean: np.ndarray, codes: int) -> float:
+    """What rounding leaves in eigenvalues (D,) falling: of the Gram matrix, and of the mean (D,) of so many codes."""
+    eps = np.finfo(np.float64).eps
+    return float(max(len(values) * eps * values[0], codes * float(np.sum((64 * eps * mean) ** 2))))
 
 
 def effective_rank(codes: Array) -> float:
@@ -82,10 +107,7 @@ def effective_rank(codes: Array) -> float:
             off = float64(tile) - mean
             gram += matmul(off.T, off)
     values = eigenvalues(gram)
-    eps = np.finfo(np.float64).eps
-    # what rounding leaves: of the Gram matrix, and of the mean
-    rounding = max(len(values) * eps * values[0], len(codes) * float(np.sum((64 * eps * mean) ** 2)))
-    values = values[values > rounding]
+    values = values[values > _rounding(values, mean, len(codes))]
     if not len(values):
         return 0.0
     p = np.sqrt(values)

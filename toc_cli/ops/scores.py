@@ -105,6 +105,17 @@ def _checked_moments(codes: Array) -> Moments:
     return state
 
 
+def drowned(scores: Scores, weights: tuple[float, float] = TOC_WEIGHTS) -> float | None:
+    """How many times more the similarity term differs over dimensions than the variance term, where it does: codes far from
+    0 then lose the dimensions along which they lie there, however much these vary. None elsewhere, and for other scores."""
+    w_sim, w_var = weights
+    toc = toc_score(scores.similarity, scores.variance, weights)
+    terms = np.std(w_sim * scores.similarity), np.std(w_var * scores.variance)
+    if not np.array_equal(scores.score, toc) or terms[0] <= terms[1]:
+        return None
+    return float(terms[0] / terms[1]) if terms[1] else float("inf")
+
+
 Combine: TypeAlias = Callable[[np.ndarray, np.ndarray, tuple[float, float]], Scores]
 """Scores from similarity and variance, (D,) each, and the weights (w_sim, w_var)."""
 

@@ -12,13 +12,14 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.features import LabelSet
+from toc_cli.io.names import printable
 from toc_cli.ops import probe
 from toc_cli.ops.bootstrap import interval, resample, totals
 from toc_cli.ops.criteria.base import Ranked
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.rotation import Rotation
-from toc_cli.ops.scores import Scores
+from toc_cli.ops.scores import Scores, drowned
 from toc_cli.ops.selection import parse_ratio, select
 from toc_cli.ops.stability import Stability, jaccard, stability, subspace_stability
 from toc_cli.pipeline.choice import Choice
@@ -27,6 +28,21 @@ from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.sample import Measured
 from toc_cli.pipeline.source import Fit, form_for
 from toc_cli.pipeline.study import Study
+
+
+def off_centre(study: Study, choice: Choice) -> list[dict[str, Any]]:
+    """A warning where the paper's score follows where the codes lie, not how they differ."""
+    ratios = [drowned(scores, study.options.weights) for level in choice.ranking.scores for scores in level]
+    worst = max((ratio for ratio in ratios if ratio is not None), default=None)
+    if worst is None:
+        return []
+    times = f"{worst:,.1f} times" if np.isfinite(worst) else "infinitely"
+    text = (
+        f"{printable(study.source.book.shown, 120)}: the codes lie far from 0, so the similarity term of --criterion "
+        f"{choice.ranking.criterion} differs over dimensions {times} more than the variance term: dimensions with a large mean are "
+        "dropped first, however much they tell apart. --criterion variance, usage-variance or pca do not see the mean."
+    )
+    return [{"id": "off_centre_codes", "codebook": study.source.id, "text": text}]
 
 
 def stability_of(study: Study, choice: Choice) -> dict[str, Any] | None:

@@ -29,14 +29,14 @@ from toc_cli.pipeline.choice import Choice, choose, rank_dimensions
 from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
-from toc_cli.pipeline.findings import modality_agreement, probe_labels, stability_of
+from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_options
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
 from toc_cli.pipeline.ranks import Ranks, from_environment
 from toc_cli.pipeline.reading.explained import unexplained
-from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, run_record
+from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, constant_everywhere, run_record
 from toc_cli.pipeline.sample import Form, Measured, measure_forms, sampled_rows, shift_of
 from toc_cli.pipeline.source import Fit, Source, device_of, fits, sources
 from toc_cli.pipeline.study import Study
@@ -210,7 +210,8 @@ def plan_optimization(
     opened.refuse_changes()
     met = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
     read = [describe(stream) for stream in met.values()]
-    record = run_record(options, inputs, read, [*warnings_of(books), *unexplained(entries)], entries)
+    aside = [warning for study, choice in chosen for warning in off_centre(study, choice)]
+    record = run_record(options, inputs, read, [*warnings_of(books), *aside, *unexplained(entries)], entries)
     seconds = time.perf_counter() - started
     rows = sum(study.census.rows for study in studies)
     record["timing"] = {
@@ -260,15 +261,24 @@ def warnings_of(books: Sequence[Source]) -> list[dict[str, Any]]:
         label = printable(source.book.shown, 120)
         for text in source.book.warnings:
             warn("family", source, f"{label}: {text}")
-        if same := constant_dimensions(source):
+        for where, same in _constant_places(source):
             shown = ", ".join(map(str, same[:8])) + (" …" if len(same) > 8 else "")
             warn(
                 "constant_dimensions",
                 source,
-                f"{label}: {len(same)} of {source.full.dim} dimensions tell no codes apart, constant over all of them ({shown}).",
+                f"{label}: {len(same)} of {source.full.dim} dimensions tell no codes apart, constant over all of them{where} "
+                f"({shown}).",
             )
         zero = sum(int((level.codes == 0).all(-1).sum()) for level in source.full.levels)
         codes = sum(level.codes.shape[0] * level.codes.shape[1] for level in source.full.levels)
         if zero:
             warn("zero_codes", source, f"{label}: all zero as never used codes are: {zero} of {codes}.")
     return found
+
+
+def _constant_places(source: Source) -> list[tuple[str, list[int]]]:
+    """Constant dimensions with where they are: everywhere, or the level and head by name."""
+    found, everywhere = constant_dimensions(source), constant_everywhere(source)
+    own = {place: [d for d in dims if d not in everywhere] for place, dims in found.items()}
+    named = [(f" in level {level}, head {head}", dims) for (level, head), dims in own.items() if dims]
+    return [("", everywhere)] * bool(everywhere) + named

@@ -10,9 +10,9 @@ import torch
 
 from toc_cli import __version__
 from toc_cli.io.artefact import RECORD_SCHEMA
-from toc_cli.ops.bootstrap import FEW, interval, resample_together
+from toc_cli.ops.bootstrap import FEW, beyond_chance, interval, resample_together
 from toc_cli.ops.figures import figures
-from toc_cli.ops.geometry import Geometry, geometry
+from toc_cli.ops.geometry import FREE_WORK, Geometry, geometry, usage_rank
 from toc_cli.ops.metrics import measure, stack
 from toc_cli.ops.scores import dead_dimensions
 from toc_cli.ops.usage import count_tokens, is_rarefied, js_bits, matches, resampled_usage, usage
@@ -58,14 +58,15 @@ class BookRecord:
         self.choice, self.runs = choice, runs
         self.levels, self.heads = len(study.full.levels), study.full.heads
         self.num_codes = [level.codes.shape[1] for level in study.full.levels]
-        self.before_geometry = _geometries([level.codes for level in study.full.levels])
-        self.after_geometry = _geometries([level.codes for level in choice.form.levels])
+        self.before_geometry = _geometries([level.codes for level in study.full.levels], study.census.rows)
+        self.after_geometry = _geometries([level.codes for level in choice.form.levels], study.census.rows)
 
     def build(self, **more: Any) -> dict[str, Any]:
         """The entry; `more` adds what other passes found (sweep, probe, stability, modality agreement)."""
         book, pooled = self.source.book, _pool(list(self.runs.values()))
         before, after, ci = self._figures(pooled)
         table = self.choice.table
+        dead = [[int(dead_dimensions(row).sum()) for row in level] for level in table("variance")]
         return {
             "id": self.source.id,
             "key": book.label,
@@ -105,10 +106,9 @@ class BookRecord:
             if len(self.runs) > 1
             else {},
             "cross_modal": self._cross_modal(),
-            "dead_dimensions": int(
-                sum(dead_dimensions(row).sum() for row in table("variance").reshape(-1, self.source.full.dim))
-            ),
-            "constant_dimensions": constant_dimensions(self.source),
+            "dead_dimensions": max(map(max, dead)),
+            "dead_by_head": dead,
+            "constant_dimensions": constant_everywhere(self.source),
             "figures": self._pictures(pooled),
             **more,
         }
@@ -138,6 +138,7 @@ class BookRecord:
             codes = self.num_codes if level is None else [self.num_codes[level]]
             used = _rounded(usage(counts))
             one |= used | _shape(shape if level is None else [shape[level]])
+            one["usage_rank"] = _usage_rank([each.codes for each in self._levels(name, level)], counts)
             one["bytes"] = sum(
                 level.codes.numel() * self.source.book.dtype.itemsize for level in self._levels(name, level)
             )
@@ -167,20 +168,25 @@ class BookRecord:
         }
 
     def _advantage(self, run: Measured) -> dict[str, Any]:
-        """How much less excess distortion, and more agreement, than random dimensions: paired over the same blocks."""
+        """How much less excess distortion, and more agreement, than random dimensions, paired over the same blocks; the interval
+        carries the random sets' own spread."""
         weights = resample_together(run.strata, self.options.seed)
+        full = run.sums["full"]
         result = {}
         for name, field, sign in (("distortion", "excess_distortion", 1), ("agreement", "token_agreement", -1)):
 
-            def gap(w: np.ndarray | None, field: str = field, sign: int = sign) -> np.ndarray:
-                full = run.sums["full"]
-                random = np.mean(
-                    [measure(run.sums[f"random{k}"], full=full, weights=w)[field] for k in range(RANDOM_SEEDS)], axis=0
-                )
-                return sign * (random - measure(run.sums[CHOSEN], full=full, weights=w)[field])
+            def values(form: str, w: np.ndarray | None, field: str = field, sign: int = sign) -> np.ndarray:
+                return sign * measure(run.sums[form], full=full, weights=w)[field]
 
-            bounds = interval(gap(weights), blocks=independent_blocks(run))
-            result[name] = {"value": number(gap(None)[0]), "ci95": list(bounds) if bounds else None}
+            def draws(w: np.ndarray | None) -> np.ndarray:
+                return np.array([values(f"random{k}", w) for k in range(RANDOM_SEEDS)])
+
+            gap = draws(None).mean() - values(CHOSEN, None)[0]
+            bounds = interval(
+                beyond_chance(values(CHOSEN, weights), draws(weights), self.options.seed),
+                blocks=independent_blocks(run),
+            )
+            result[name] = {"value": number(gap), "ci95": list(bounds) if bounds else None}
         return result
 
     def _level(self, run: Measured, level: int) -> dict[str, Any]:
@@ -219,17 +225,24 @@ class BookRecord:
 
 _FIELDS = (
     "token_agreement", "excess_distortion", "distortion", "snr_db", "near_tie_rate", "used_codes", "dead_codes", "perplexity",
-    "entropy", "mean_cosine", "min_distance", "effective_rank", "bytes",
+    "entropy", "mean_cosine", "min_distance", "effective_rank", "usage_rank", "bytes",
 )  # fmt: skip
 
 
-def constant_dimensions(source: Source) -> list[int]:
-    """Dimensions that have one value in every code of some level and head."""
-    found: set[int] = set()
-    for level in source.full.levels:
-        same = (level.codes == level.codes[:, :1]).all(1)  # (H, D)
-        found |= set(same.any(0).nonzero().flatten().tolist())
-    return sorted(found)
+def constant_dimensions(source: Source) -> dict[tuple[int, int], list[int]]:
+    """Per (level, head) that has any: the dimensions with one value in every code."""
+    found = {}
+    for at, level in enumerate(source.full.levels):
+        for head, same in enumerate((level.codes == level.codes[:, :1]).all(1)):  # (D,)
+            found[at, head] = same.nonzero().flatten().tolist()
+    return {place: dims for place, dims in found.items() if dims}
+
+
+def constant_everywhere(source: Source) -> list[int]:
+    """Dimensions with one value in every code of each level and head."""
+    found = constant_dimensions(source)
+    tables = len(source.full.levels) * source.full.heads
+    return sorted(set.intersection(*map(set, found.values()))) if len(found) == tables else []
 
 
 def _pool(runs: Sequence[Measured]) -> Measured:
@@ -253,8 +266,9 @@ def _pool(runs: Sequence[Measured]) -> Measured:
     )
 
 
-def _geometries(levels: Sequence[torch.Tensor]) -> list[list[Geometry]]:
-    return [[geometry(codes) for codes in level] for level in levels]
+def _geometries(levels: Sequence[torch.Tensor], rows: int) -> list[list[Geometry]]:
+    """Of every table; the closest codes are looked for where that costs no more than choosing codes for all rows did."""
+    return [[geometry(codes, max(FREE_WORK, rows * codes.numel())) for codes in level] for level in levels]
 
 
 def _shape(levels: Sequence[Sequence[Geometry]]) -> dict[str, float | None]:
@@ -265,6 +279,14 @@ def _shape(levels: Sequence[Sequence[Geometry]]) -> dict[str, float | None]:
         "effective_rank": number(np.mean([table.effective_rank for table in tables])),
         "min_distance": number(np.min([table.min_distance for table in tables])),
     }
+
+
+def _usage_rank(levels: Sequence[torch.Tensor], counts: Sequence[np.ndarray]) -> float:
+    """Mean over tables of codes (H, K, D) per level and their counts (H, K)."""
+    tables = [
+        (codes, n) for book, used in zip(levels, counts, strict=True) for codes, n in zip(book, used, strict=True)
+    ]
+    return float(np.mean([usage_rank(*table) for table in tables]))
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float | None]:

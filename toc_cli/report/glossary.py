@@ -38,6 +38,7 @@ WORRY = {
     "mean_cosine": ("near 1: the codes say nearly the same", "<=0.9"),
     "min_distance": ("at 0: two codes are equal", ">0"),
     "effective_rank": ("far below the number of dimensions kept: fewer would do", ">=baseline * 0.9"),
+    "usage_rank": ("above the number of dimensions kept: no rotation of that size holds what the codes say", ""),
     "bytes": ("above what the release may take", "<=baseline"),
     "code_agreement": ("when it falls: the modalities no longer share their codes", ">=baseline - 0.01"),
     "js_bits": ("when it grows: the modalities use different codes", "<=baseline + 0.01"),
@@ -110,6 +111,11 @@ WARNINGS = {
         "Before any pruning the codes explain the features no better than their mean would (SNR at or below 0 dB).",
         "These are not the features that this codebook was trained on: capture what reaches the quantiser.",
         "before.snr_db>0",
+    ),
+    "off_centre_codes": (
+        "The codes lie far from 0, so the paper's score ranks dimensions by their mean more than by what they tell apart.",
+        "Take a criterion that does not see the mean: --criterion variance, usage-variance or pca.",
+        "advantage_over_variance>=0",
     ),
     "zero_codes": (
         "Some codes are all zero, as codes are that training never used.",

@@ -92,7 +92,13 @@ _TABLE = (
         "lower",
         "Mean cosine between two different codes: the redundancy that the paper's criterion is meant to lower.",
     ),
-    Metric("min_distance", "Closest codes", "number", "higher", "Smallest distance between two different codes."),
+    Metric(
+        "min_distance",
+        "Closest codes",
+        "number",
+        "higher",
+        "Smallest distance between two codes; not there where finding it would have cost more than the run.",
+    ),
     Metric(
         "effective_rank",
         "Effective rank",
@@ -100,6 +106,14 @@ _TABLE = (
         "higher",
         "exp of the entropy of the normalised singular values of the centred codebook: how many directions the "
         "codes really span.",
+    ),
+    Metric(
+        "usage_rank",
+        "Usage rank",
+        "number",
+        "",
+        "exp of the entropy of the eigenvalues of the codes' covariance, codes counted by use: how many dimensions a rotation "
+        "needs to keep.",
     ),
     Metric("bytes", "Codebook size", "bytes", "lower", "Bytes of the codebook's tensors in the input's dtype."),
     Metric(
@@ -140,9 +154,8 @@ _TABLE = (
         "Advantage over random, lower end",
         "points",
         "higher",
-        "Lower end of the 95% interval of the advantage over random (paired bootstrap over feature blocks). "
-        "Above zero, the "
-        "criterion beats chance beyond sampling noise.",
+        "Lower end of the 95% interval of the advantage over random: a paired bootstrap over feature blocks that carries the "
+        "spread of the random sets as well. Above zero, the criterion beats chance: of random selections 2.5% would.",
     ),
     Metric(
         "advantage_over_random_agreement",
@@ -187,7 +200,8 @@ _TABLE = (
         "Dead dimensions",
         "count",
         "lower",
-        "Dimensions whose variance over the codes is under 1e-6 of the largest: they tell no two codes apart.",
+        "Dimensions whose variance over the codes is under 1e-6 of the largest: they tell no two codes apart. Of several "
+        "heads the one with most.",
     ),
     Metric(
         "sample_per_code",

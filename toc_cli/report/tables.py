@@ -20,6 +20,7 @@ STATE = (
     "mean_cosine",
     "min_distance",
     "effective_rank",
+    "usage_rank",
     "code_agreement",
     "js_bits",
     "probe_accuracy",

@@ -162,11 +162,23 @@ def _dead_dimensions(codebook: Mapping[str, Any], values: Values, record: Mappin
     dead = codebook["dead_dimensions"]
     if not dead:
         return None
+    sets = codebook.get("dead_by_head") or [[dead]]
+    counts = {(level, head): count for level, row in enumerate(sets) for head, count in enumerate(row) if count}
+    worst = max(counts, key=lambda place: counts[place], default=(0, 0))
     verb = "is" if dead == 1 else "are"
-    text = f"{plural(dead, 'dimension')} of {codebook['dim']:,} {verb} dead: the same value in every code."
+    text = f"{plural(dead, 'dimension')} of {codebook['dim']:,} {verb} dead{_at(worst, sets)}: the same value in every code."
+    if len(counts) > 1:
+        text += f" {len(counts) - 1:,} other heads have some too."
     if record["options"].get("criterion") == "toc":
         text += " The published score can rank a dead dimension above a live one; --criterion toc-live ranks them last."
     return Alarm("dead_dimensions", codebook["id"], text, "dead_dimensions")
+
+
+def _at(place: tuple[int, int], sets: list[list[int]]) -> str:
+    """Which of several levels and heads, in words."""
+    level = [f"level {place[0]}"] if len(sets) > 1 else []
+    head = [f"head {place[1]}"] if len(sets[0]) > 1 else []
+    return " in " + ", ".join(level + head) if level or head else ""
 
 
 def _dead_codes(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
