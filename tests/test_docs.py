@@ -68,12 +68,14 @@ def test_the_options_of_optimize_are_frozen() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["inspect", "optimize", "quantize", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "optimize", "quantize", "decode", "demo"])
 def test_examples_run_as_written(command: str, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "model.safetensors")
     make_features(tmp_path / "feats.h5")
-    if command == "quantize":
+    if command in ("quantize", "decode"):
         assert toc("optimize", "model.safetensors", "--features", "feats.h5", cwd=tmp_path).code == 0
+    if command == "decode":
+        assert toc("quantize", "feats.h5", "--codebook", "model.toc.safetensors", cwd=tmp_path).code == 0
     epilog = GROUP.commands[command].epilog or ""
     program, *arguments = shlex.split(epilog.removeprefix("Example: "))
     assert program == "toc"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cli import make_features, toc
+from cli import make_checkpoint, make_features, toc
 
 VQMODEL = '{"_class_name": "VQModel", "vq_embed_dim": 24, "num_vq_embeddings": 64, "latent_channels": 24}'
 
@@ -60,3 +60,47 @@ def test_a_failed_run_costs_nothing_of_the_run_before(tmp_path: Path) -> None:
     assert "The input does not run as it came" in failed.err
     assert "Nothing is left" not in failed.err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("inside", ["snapshots/abc", "blobs"])
+def test_nothing_is_written_into_a_hugging_face_cache(tmp_path: Path, inside: str) -> None:
+    cache = tmp_path / "hub" / "models--org--name"
+    (cache / inside).mkdir(parents=True)
+    model = make_checkpoint(cache / inside / "model.safetensors")
+    make_features(cache / inside / "feats.h5")
+    work = tmp_path / "work"
+    work.mkdir()
+    before = sorted(cache.rglob("*"))
+    for command in (("optimize", model, "--features"), ("quantize", "--codebook", model)):
+        done = toc(*command, cache / inside / "feats.h5", cwd=work)
+        assert done.code == 0, done.err
+        assert "lies in a Hugging Face cache: the outputs go to the current folder." in done.err
+    assert sorted(path.name for path in work.iterdir()) == [
+        "feats.tokens.h5",
+        "model.toc.json",
+        "model.toc.safetensors",
+    ]
+    assert sorted(cache.rglob("*")) == before
+
+
+def test_a_snapshot_named_as_a_folder(tmp_path: Path) -> None:
+    snapshot = model_folder(tmp_path / "models--org--name" / "snapshots" / "abc")
+    features = make_features(tmp_path / "feats.h5")
+    (tmp_path / "work").mkdir()
+    done = toc("optimize", snapshot, "--features", features, "--emit", "masked", cwd=tmp_path / "work")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        "abc.masked",
+        "abc.toc.json",
+        "abc.toc.safetensors",
+    ]
+    assert [path.name for path in snapshot.parent.iterdir()] == ["abc"]
+
+
+def test_a_folder_of_training_snapshots_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    model = make_checkpoint(tmp_path / "snapshots" / "step.safetensors")
+    features = make_features(tmp_path / "feats.h5")
+    done = toc("optimize", model, "--features", features, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "snapshots" / "step.toc.safetensors").exists()

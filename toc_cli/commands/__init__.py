@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from toc_cli import __version__
-from toc_cli.commands import bench, capture, demo, evaluate, explain, inspect, optimize, quantize, report, train_fcid
+from toc_cli.commands import (
+    bench,
+    capture,
+    decode,
+    demo,
+    evaluate,
+    explain,
+    inspect,
+    optimize,
+    quantize,
+    report,
+    train_fcid,
+)
 from toc_cli.commands.encoding import soften
 from toc_cli.commands.interrupt import Interrupt, sentence, stopped_by
 from toc_cli.errors import OutputError, TocError, UsageError
@@ -31,6 +43,7 @@ for name, room in (
     ("capture", capture),
     ("optimize", optimize),
     ("quantize", quantize),
+    ("decode", decode),
     ("train-fcid", train_fcid),
     ("evaluate", evaluate),
     ("report", report),

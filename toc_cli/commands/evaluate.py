@@ -127,12 +127,12 @@ def lone_codebook(path: Path) -> tuple[str, Quantiser] | None:
     from toc_cli.fcid.evaluation.sources import is_run
     from toc_cli.io.checkpoint import open_checkpoint
     from toc_cli.io.families import detect
-    from toc_cli.pipeline.quantize import read_quantiser
+    from toc_cli.pipeline.quantize import read_book
 
     if is_run(path):
         return None
     book = detect(open_checkpoint(path))[0]
-    return book.keys[0][0], read_quantiser(path, 0)
+    return book.keys[0][0], read_book(path, 0).form
 
 
 def pruned_books(path: Path) -> dict[str, Quantiser]:

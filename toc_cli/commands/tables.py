@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -119,17 +119,51 @@ def captured_table(done: Captured) -> Table:
     return table
 
 
-def tokens_table(done: dict[str, Any]) -> Table:
-    """What `toc quantize` wrote, per modality."""
-    table = Table(
-        title=Text(f"{printable(done['output'])}"), title_justify="left", header_style="bold", box=None, pad_edge=False
-    )
-    for column in ("dataset", "shape", "dtype", "rows", "codes used", "perplexity"):
-        table.add_column(column, justify="left" if column in ("dataset", "shape", "dtype") else "right")
+def tokens_table(done: dict[str, Any]) -> RenderableType:
+    """What `toc quantize` wrote, per modality; below it each level and head where there are several, and the ids they make."""
+    table = _files(done, "dataset", "shape", "dtype", "rows", "codes used", "perplexity")
     for row in done["datasets"]:
         used = f"{row['used_codes']:,} of {row['codes']:,}"
         shape = "x".join(map(str, row["shape"]))
         table.add_row(name(row["name"]), shape, row["dtype"], f"{row['rows']:,}", used, f"{row['perplexity']:.1f}")
+    several = [row for row in done["datasets"] if len(row["tables"]) > 1]
+    return Group(table, *(part for row in several for part in _levels(row)))
+
+
+def _levels(row: dict[str, Any]) -> list[RenderableType]:
+    levels = Table(title=name(row["name"]), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in ("level", "head", "codes used", "perplexity", "entropy", "of bits"):
+        levels.add_column(column, justify="right")
+    for each in row["tables"]:
+        used = f"{each['used_codes']:,} of {each['codes']:,}"
+        figures = (f"{each['perplexity']:.1f}", f"{each['entropy_bits']:.2f}", f"{each['bits_per_token']:.2f}")
+        levels.add_row(str(each["level"]), str(each["head"]), used, *figures)
+    if row["tuples"] is None:
+        return [levels, Text("ids are not counted: they do not fit into --max-memory", style="dim")]
+    ids = Table(header_style="bold", box=None, pad_edge=False)
+    for column in ("ids of", "distinct", "fullest", "rows alone", "collision rate"):
+        ids.add_column(column, justify="right")
+    for each in row["tuples"]:
+        shares = (f"{each['alone']:.1%}", f"{each['collision_rate']:.1%}")
+        ids.add_row(f"{each['length']} tokens", f"{each['distinct']:,}", f"{each['largest']:,}", *shares)
+    return [levels, ids]
+
+
+def vectors_table(done: dict[str, Any]) -> Table:
+    """What `toc decode` wrote, per dataset of tokens."""
+    table = _files(done, "dataset", "shape", "rows", "space")
+    for row in done["datasets"]:
+        shape = "x".join(map(str, row["shape"]))
+        table.add_row(name(row["name"]), shape, f"{row['rows']:,}", "projected out" if row["projected"] else "codebook")
+    return table
+
+
+def _files(done: dict[str, Any], *columns: str) -> Table:
+    """A table under the name of the file that was written."""
+    title = Text(f"{printable(done['output'])}")
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("dataset", "shape", "dtype", "space") else "right")
     return table
 
 

@@ -93,6 +93,8 @@ class Quantiser:
     level_out: tuple[Linear, ...] = ()
     logits: Linear | None = None
     """Metric `logits`: tokens are the argmax per head of this affine (H*K, W) of the features."""
+    project_out: Linear | None = None
+    """From the codebook space to what the model goes on with."""
 
     @property
     def heads(self) -> int:
@@ -143,6 +145,11 @@ class Quantiser:
         """What the tokens (N, L, H) stand for: (N, V) float64, summed over levels."""
         *_, last = self.partial_vectors(tokens)
         return last
+
+    def decoded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the model goes on with for tokens (N, L, H): their vectors through the projection out, float64."""
+        found = self.vectors(tokens)
+        return found if self.project_out is None else torch.from_numpy(_affine(self.project_out, found.numpy()))
 
     def partial_vectors(self, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
         """The vectors (N, V) after level 0, after levels 0 and 1, and so on."""
@@ -354,6 +361,7 @@ def quantiser(
     level_in: Sequence[Linear] = (),
     level_out: Sequence[Linear] = (),
     logits: Linear | None = None,
+    project_out: Linear | None = None,
     kept: torch.Tensor | None = None,
     rotation: torch.Tensor | None = None,
     fill: Array | None = None,
@@ -372,7 +380,7 @@ def quantiser(
     levels = _levels(exact, fill, metric == "cosine", unit_vectors and not stored_unit, kept, rotation)
     own = (tuple(level_in), tuple(level_out))
     units = (unit_vectors, stored_unit, unit_in)
-    return Quantiser(levels, metric, residual, *units, project_in, norm_in, *own, logits)
+    return Quantiser(levels, metric, residual, *units, project_in, norm_in, *own, logits, project_out)
 
 
 def _levels(

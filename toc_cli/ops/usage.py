@@ -55,6 +55,41 @@ def usage(counts: Sequence[np.ndarray]) -> dict[str, float]:
     }
 
 
+def table_usage(counts: np.ndarray) -> dict[str, float]:
+    """One table of counts (K,): codes, how many are used, perplexity, and the entropy in bits a token, of log2 K a code would take."""
+    bits = float(entropy(counts)) / np.log(2)
+    return {
+        "codes": len(counts),
+        "used_codes": int(np.count_nonzero(counts)),
+        "perplexity": float(2**bits),
+        "entropy_bits": bits,
+        "bits_per_token": float(np.log2(len(counts))),
+    }
+
+
+def collisions(tokens: np.ndarray) -> list[dict[str, float]]:
+    """Rows (N, M) of tokens read as ids, per length 1 … M of their prefix: how many are distinct, how many rows the fullest holds,
+    the share of rows that are alone, and the collision rate 1 - distinct / N."""
+    rows, columns = tokens.shape
+    ordered = tokens[np.lexsort(tokens.T[::-1])]
+    first = np.zeros(rows, dtype=bool)  # where another prefix begins
+    first[:1] = True
+    found = []
+    for column in range(columns):
+        first[1:] |= ordered[1:, column] != ordered[:-1, column]
+        sizes = np.diff(np.append(np.flatnonzero(first), rows))
+        found.append(
+            {
+                "length": column + 1,
+                "distinct": len(sizes),
+                "largest": int(sizes.max()),
+                "alone": float((sizes == 1).sum() / rows),
+                "collision_rate": 1 - len(sizes) / rows,
+            }
+        )
+    return found
+
+
 def used_if_uniform(codes: int, rows: int) -> float:
     """K (1 - (1 - 1/K)^n): the codes that n rows are expected to use if all K are equally likely."""
     return codes * -float(np.expm1(rows * np.log1p(-1 / codes))) if codes > 1 else float(rows > 0)

@@ -20,7 +20,7 @@ from toc_cli.pipeline.options import METRICS, Options
 from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
 
-_LAYERS = ("project_in", "norm_in", "logits")
+_LAYERS = ("project_in", "norm_in", "logits", "project_out")
 
 
 def as_artefact(
@@ -144,6 +144,7 @@ def _rebuild(book: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Quanti
         level_in=_read_levels("level_in", own, levels),
         level_out=_read_levels("level_out", own, levels),
         logits=_read_layer("logits", own),
+        project_out=_read_layer("project_out", own),
     )
 
 

@@ -15,14 +15,16 @@ import torch
 from toc_cli import __version__
 from toc_cli.errors import UsageError
 from toc_cli.io.artefact import read_artefact
-from toc_cli.io.atomic import check_target, sha256, write_errors
+from toc_cli.io.atomic import check_target, write_errors
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.features import Features, Stream, open_features
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 from toc_cli.io.publish import published
+from toc_cli.io.tokens import CODEBOOK_HASH, VECTORS, codebook_hash
 from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.usage import collisions, table_usage, usage
 from toc_cli.pipeline.counting import tally, zeros
 from toc_cli.pipeline.options import Progress, silent
 from toc_cli.pipeline.outputs import place_for
@@ -65,7 +67,8 @@ def quantize_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )
     check_target(target, force=force, inputs=[codebook, *opened.files])
-    form = read_quantiser(codebook, options.book, options.reading).to(device_of(options.device))
+    book = read_book(codebook, options.book, options.reading)
+    form = book.form.to(device_of(options.device))
     fitting = [
         (dataset, form if on_outer_side(form, dataset.width, options.space) else inside(form))
         for dataset in opened.select(widths(form))
@@ -73,10 +76,10 @@ def quantize_features(
     done = []
     with published(target, force=force) as aside, write_errors(target), NewHdf5(aside) as file:
         file.root.attrs["toc.version"] = __version__
-        file.root.attrs["toc.codebook_sha256"] = sha256(codebook) if codebook.is_file() else ""
+        file.root.attrs[CODEBOOK_HASH] = book.hash
         for dataset, side in fitting:
             with progress(f"quantising {printable(dataset.name, 60)}", dataset.rows) as advance:
-                done.append(_write(file, opened, dataset, side, options.vectors, advance))
+                done.append(_write(file, opened, dataset, side, options, advance))
         for name, labels in opened.labels.items():
             if name not in file.root:
                 file.root.create_dataset(name, data=labels.read(), track_times=False)
@@ -84,10 +87,21 @@ def quantize_features(
     return {"output": str(target), "elsewhere": elsewhere, "codebook": codebook.name, "datasets": done}
 
 
-def read_quantiser(path: Path, id: int, reading: Mapping[str, Any] | None = None) -> Quantiser:
-    """The quantiser of an artefact's codebook, or of a checkpoint's with all its dimensions, read as `reading` says."""
+@dataclass(frozen=True)
+class Book:
+    """One codebook of an artefact (its pruned form) or of a checkpoint (with all its dimensions)."""
+
+    form: Quantiser
+    hash: str
+    """`codebook_hash` of the file: what its tokens are stamped with."""
+    name: str
+
+
+def read_book(path: Path, id: int, reading: Mapping[str, Any] | None = None) -> Book:
+    """The codebook `id` of an artefact or a checkpoint, read as `reading` says."""
     ckpt = open_checkpoint(path)
     said = {name: value for name, value in (reading or {}).items() if value}
+    hashed, name = codebook_hash(ckpt), path.name or str(path)
     if ckpt.container == "toc artefact":
         if said:
             raise UsageError(
@@ -96,20 +110,20 @@ def read_quantiser(path: Path, id: int, reading: Mapping[str, Any] | None = None
             )
         from toc_cli.pipeline.artefacts import quantiser_of
 
-        return quantiser_of(read_artefact(path), id)
+        return Book(quantiser_of(read_artefact(path), id), hashed, name)
     found = sources(ckpt, detect(ckpt, **said))
     if not 0 <= id < len(found):
         raise UsageError(f"--id {id}: the checkpoint holds codebooks 0 to {len(found) - 1}.", "toc inspect lists them.")
-    return found[id].full
+    return Book(found[id].full, hashed, name)
 
 
 def _write(
-    file: NewHdf5, features: Features, dataset: Stream, form: Quantiser, vectors: bool, advance: Any
+    file: NewHdf5, features: Features, dataset: Stream, form: Quantiser, options: QuantizeOptions, advance: Any
 ) -> dict[str, Any]:
     counts = zeros(form)
     most = max(level.codes.shape[1] for level in form.levels)
     axes = tuple(n for n in (len(form.levels), form.heads) if n > 1)
-    tokens = _dataset(file.root, dataset.name, (*dataset.lead_shape, *axes), smallest_unsigned(most))
+    tokens = new_dataset(file.root, dataset.name, (*dataset.lead_shape, *axes), smallest_unsigned(most))
     tokens.attrs["levels"], tokens.attrs["heads"] = len(form.levels), form.heads
     tokens.attrs["num_codes"] = [level.codes.shape[1] for level in form.levels]
     rows_each = math.prod(dataset.lead_shape[1:])
@@ -119,11 +133,11 @@ def _write(
         tally(counts, found)
         start, stop = first // rows_each, (first + len(x)) // rows_each
         tokens[start:stop] = found.numpy().astype(tokens.dtype).reshape(stop - start, *tokens.shape[1:])
-        if vectors:
+        if options.vectors:
             rows = quantised(form, found)
             if out is None:
-                out = _dataset(
-                    file.root, f"{dataset.name}.vectors", (*dataset.lead_shape, rows.shape[1]), np.dtype(np.float32)
+                out = new_dataset(
+                    file.root, f"{dataset.name}{VECTORS}", (*dataset.lead_shape, rows.shape[1]), np.dtype(np.float32)
                 )
             out[start:stop] = rows.numpy().reshape(stop - start, *out.shape[1:])
         file.check()
@@ -135,11 +149,26 @@ def _write(
         "rows": dataset.rows,
         "codes": int(sum(table.size for table in counts)),
         "used_codes": int(sum(np.count_nonzero(table) for table in counts)),
-        "perplexity": float(np.mean([perplexity(row) for table in counts for row in table])),
+        "perplexity": usage(counts)["perplexity"],
+        "tables": [
+            {"level": level, "head": head, **table_usage(row)}
+            for level, table in enumerate(counts)
+            for head, row in enumerate(table)
+        ],
+        "tuples": _tuples(tokens, len(form.levels) * form.heads, options.max_memory),
     }
 
 
-def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+def _tuples(tokens: h5py.Dataset, columns: int, budget: int) -> list[dict[str, Any]] | None:
+    """Collisions of the tokens as ids, by prefix; none for ids of one token, None where they do not fit into the budget."""
+    if columns == 1:
+        return []
+    if tokens.size * (tokens.dtype.itemsize + 8) > budget:
+        return None
+    return collisions(np.asarray(tokens[...]).reshape(-1, columns))
+
+
+def new_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
     """A chunked dataset of about 1 MiB chunks along the first axis, without time stamps."""
     row = max(1, math.prod(shape[1:])) * dtype.itemsize
     chunks = (max(1, min(shape[0], 2**20 // row)), *shape[1:])
@@ -163,9 +192,3 @@ def quantised(form: Quantiser, tokens: torch.Tensor) -> torch.Tensor:
         return form.vectors(tokens).float()
     parts = [codes.float().flatten(1) for codes in form.kept_codes(tokens)]
     return torch.stack(parts).sum(0) if form.residual else torch.cat(parts, 1)
-
-
-def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy of the codes' shares, 1 … K."""
-    p = counts[counts > 0] / max(1, counts.sum())
-    return float(np.exp(-np.sum(p * np.log(p)))) if p.size else 0.0

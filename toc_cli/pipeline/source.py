@@ -68,6 +68,7 @@ def whole(book: Codebook, parts: Parts) -> Quantiser:
         level_in=parts.level_in,
         level_out=parts.level_out,
         logits=parts.logits,
+        project_out=parts.project_out,
     )
 
 
