@@ -34,8 +34,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 @pytest.mark.parametrize(
     ("code", "arguments"),
     [
-        (0, ("report", "model.toc.json", "--check", "token_agreement>=0")),
-        (1, ("report", "model.toc.json", "--check", "token_agreement>1")),
+        (0, ("report", "model.toc.json", "--check", "token_agreement>0")),
+        (1, ("report", "model.toc.json", "--check", "token_agreement>=1")),
         (2, (*OPTIMIZE, "--keep", "1.5")),
         (2, ("report", "model.toc.json", "--check", "token_agreemnt>=0")),
         (3, ("inspect", "feats.missing")),

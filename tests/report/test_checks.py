@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import html
+import io
+import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from toc_cli.errors import CheckFailed, InputError, UsageError
-from toc_cli.report import Run, assemble
-from toc_cli.report.checks import Bound, from_config, parse, parse_bound
+from toc_cli.report import Run, assemble, report_runs, terminal
+from toc_cli.report.checks import Bound, parse, parse_bound
+from toc_cli.report.config import from_config
+from toc_cli.report.writing import FORMATS
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
@@ -51,7 +60,7 @@ def test_a_direction_with_an_arrow_is_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "token_agreement", ">=1", "a>=b", "a=1", "a>=1e", "a>=baseline/2", "a >= nan", "a>=1 >=2e"]
+    "text", ["", "token_agreement", ">=1", "a>=True", "a>=b", "a=1", "a>=1e", "a>=baseline/2", "a >= nan", "a>=1 >=2e"]
 )
 def test_what_cannot_be_read_gets_the_grammar(text: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read.*Write NAME"):
@@ -82,8 +91,13 @@ def test_toml_is_found_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert from_config(None) == []
     Path("pyproject.toml").write_text('[tool.toc.checks]\nstability = ["error", {min = 0.8}]\n')
     assert [c.metric for c in from_config(None)] == ["stability"]
+    assert [c.source for c in from_config(None)] == ["pyproject.toml [tool.toc.checks]"]
+    Path("toc.toml").write_text("[tool.toc.optimize]\nkeep = 0.5\n")
+    assert [c.metric for c in from_config(None)] == ["stability"]
     Path("toc.toml").write_text('[tool.toc.checks]\nkept_dim = ["warn", {max = 8}]\n')
-    assert [c.metric for c in from_config(None)] == ["kept_dim"]
+    with pytest.raises(UsageError, match=r"toc.toml and pyproject.toml here both have \[tool.toc.checks\]"):
+        from_config(None)
+    assert [c.metric for c in from_config(Path("toc.toml"))] == ["kept_dim"]
 
 
 @pytest.mark.parametrize(
@@ -94,8 +108,21 @@ def test_toml_is_found_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ('[tool.toc.checks]\na = ["error", {least = 1}]', UsageError),
         ('[tool.toc.checks]\na = ["error", {min = true}]', UsageError),
         ('[tool.toc.checks]\na = ["error", {min = "x"}]', UsageError),
+        ('[tool.toc.checks]\na = ["error", {min = "-1e999"}]', UsageError),
+        ('[tool.toc.checks]\na = ["error", {min = inf}]', UsageError),
+        ('[tool.toc.checks]\na = ["error", {min = nan}]', UsageError),
+        ("[tool.toc.checks]\n", UsageError),
+        ("[tool.toc.checks.a]\n", UsageError),
+        ('[tool.toc.check]\na = ["error", {min = 1}]', UsageError),
+        ("[tool.toc]\nchekcs = 1", UsageError),
+        ('[toc.checks]\na = ["error", {min = 1}]', UsageError),
         ("[checks]\na = 1", UsageError),
         ("tool = 3", UsageError),
+        ("[tool]\ntoc = 3", UsageError),
+        ("[tool.toc]\nchecks = 3", UsageError),
+        ("", UsageError),
+        ("a = " + "[" * 20_000, InputError),
+        ("a = 1" + "0" * 6000, InputError),
         ("not toml", InputError),
     ],
 )
@@ -144,7 +171,7 @@ def test_unknown_number_lists_those_there_are(record: dict[str, Any]) -> None:
 
 def test_undefined_number_fails_and_a_number_of_another_codebook_is_skipped(record: dict[str, Any]) -> None:
     record["codebooks"][0]["after"]["min_distance"] = None
-    assert outcome(record, "min_distance>=0")[0] == "failed"
+    assert outcome(record, "min_distance>0")[0] == "failed"
     other = {**record["codebooks"][0], "id": 1, "key": "other"}
     del other["per_modality"]
     record["codebooks"].append(other)
@@ -159,7 +186,7 @@ def test_baseline_of_another_checkpoint_is_an_input_error(record: dict[str, Any]
 
 
 def test_warn_level_fails_the_gate_only_when_asked(record: dict[str, Any]) -> None:
-    runs, checks = [Run("r.toc.json", record)], [parse("token_agreement>1", "warn")]
+    runs, checks = [Run("r.toc.json", record)], [parse("token_agreement>=1", "warn")]
     lenient, strict = assemble(runs, checks), assemble(runs, checks, fail_on="warn")
     assert (lenient.status, strict.status) == ("warn", "fail")
     lenient.raise_failed()
@@ -177,3 +204,133 @@ def test_every_codebook_is_checked(record: dict[str, Any]) -> None:
         (1, "failed"),
     ]
     assert report.headline == "Do not ship: 2 of 4 checks fail."
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ("token_agreement>=95", r"Write token_agreement >= 95%\?"),
+        ("excess_distortion<=2", r"Write excess_distortion <= 2%, or excess_distortion <= 200%\."),
+        ("bytes_ratio<=50", r"Write bytes_ratio <= 50%, or bytes_ratio <= 5000%\."),
+        ("token_agreement>=baseline-2", r"Write token_agreement >= baseline - 2%"),
+        ("token_agreement>=150%", "never holds: token_agreement lies in 0% to 100%"),
+        ("token_agreement>1", "never holds"),
+        ("token_agreement>=0", "always holds"),
+        ("audio.token_agreement<=100%", "always holds"),
+        ("token_agreement<=1", "always holds"),
+        ("excess_distortion>=-1", r"always holds: excess_distortion lies in -100% to any height"),
+        ("dead_codes<0", "never holds"),
+        ("dead_codes==-1", "never holds"),
+        ("snr_db>=95%", "snr_db is no share"),
+        ("distortion<=baseline+5%", r"Or is baseline \* 105% meant\?"),
+    ],
+)
+def test_bounds_that_cannot_be_meant(record: dict[str, Any], check: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        assemble([Run("r.toc.json", record)], [parse(check)], first=True)
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["token_agreement>=95%", "token_agreement>=1", "token_agreement>0", "excess_distortion<=200%", "excess_distortion<=1", "snr_db>=95",
+     "advantage_over_random_low>=0", "distortion<=baseline*1.5", "distortion<=baseline*150%", "token_agreement>=baseline-1%"],
+)  # fmt: skip
+def test_bounds_that_can(record: dict[str, Any], check: str) -> None:
+    assemble([Run("r.toc.json", record)], [parse(check)], first=True)
+
+
+@pytest.fixture
+def before(built: dict[str, Any]) -> dict[str, Any]:
+    """A baseline to change."""
+    return copy.deepcopy(built)
+
+
+def test_a_number_that_the_baseline_lacks_is_an_error(record: dict[str, Any], before: dict[str, Any]) -> None:
+    del before["codebooks"][0]["after"]["min_distance"]
+    report = assemble([Run("new.toc.json", record)], [parse("min_distance>=baseline*0.9")], Run("old.toc.json", before))
+    assert [(o.status, o.reason) for o in report.outcomes] == [("failed", "the baseline does not have this number")]
+    with pytest.raises(CheckFailed, match="the baseline does not have this number"):
+        report.raise_failed()
+
+
+def test_every_output_says_where_bounds_and_baseline_come_from(
+    record: dict[str, Any], before: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "toc.toml").write_text(
+        '[tool.toc.checks]\nstability = ["warn", {min = 0.99}]\nsnr_db = ["error", {min = -100}]\n'
+    )
+    before["inputs"][0]["sha256"] = "0" * 64
+    checks = [parse("token_agreement>=99.99%"), *from_config(tmp_path / "toc.toml")]
+    report = assemble([Run("new.toc.json", record)], checks, Run("old.toc.json", before))
+    assert report.bounds.startswith("3 bounds (1 from the command line, 2 from ")
+    assert report.bounds.endswith("toc.toml [tool.toc.checks]), applied 3 times to 1 codebook.")
+    assert report.comparisons == (
+        "new.toc.json is compared with old.toc.json, of another checkpoint (model.safetensors 00000000; "
+        f"this run: model.safetensors {record['inputs'][0]['sha256'][:8]}).",
+    )
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(terminal.render(report))
+    assert isinstance(screen.file, io.StringIO)
+    rendered = {name: render(report) for name, render in FORMATS.items()} | {"terminal": screen.file.getvalue()}
+    for name, text in rendered.items():
+        plain = (
+            html.unescape(re.sub("<[^>]*>", "", text))
+            if name in ("html", "md")
+            else html.unescape(text).replace("%25", "%")
+        )
+        assert "applied 3 times to 1 codebook" in plain, name
+        assert "of another checkpoint" in plain, name
+        assert "new.toc.json" in plain, name
+        assert "quantizer.codebook" in plain, name
+
+
+def test_a_baseline_on_other_features_is_refused(record: dict[str, Any], before: dict[str, Any]) -> None:
+    new, old = Run("new.toc.json", record), Run("old.toc.json", before)
+    before["inputs"][1]["sha256"] = "f" * 64
+    with pytest.raises(UsageError, match=r"was measured on other features: feats.h5 ffffffff.*--baseline-any"):
+        assemble([new], [], old)
+    assert "measured on other features" in assemble([new], [], old, baseline_any=True).comparisons[0]
+    before["inputs"][1] = record["inputs"][1]
+    before["options"]["modalities"] = ["audio"]
+    with pytest.raises(UsageError, match=r"other rows \(modalities differ\)"):
+        assemble([new], [], old)
+
+
+def test_a_baseline_of_another_schema_is_compared_only_when_asked(
+    record: dict[str, Any], before: dict[str, Any], save: Callable[..., Path]
+) -> None:
+    before["schema_version"] = 99
+    old, new = save(before, "old.toc.json"), save(record, "new.toc.json")
+    checks = ["distortion<=baseline*1.01", "stability>=baseline"]
+    with pytest.raises(InputError, match="schema this toc reads"):
+        report_runs([new], baseline=old, expressions=checks)
+    report = report_runs([new], baseline=old, expressions=checks, baseline_any=True).report
+    assert [o.status for o in report.outcomes] == ["passed", "failed"]
+    assert "whose schema this toc does not read" in report.comparisons[0]
+    before["codebooks"] = [3]
+    with pytest.raises(InputError):
+        report_runs([new], baseline=save(before, "old.toc.json"), baseline_any=True)
+
+
+def test_numbers_whose_meaning_changed_since_schema_1_are_not_compared(
+    record: dict[str, Any], before: dict[str, Any]
+) -> None:
+    before["schema_version"] = 1
+    for name, metric in (("distortion", "cosine"), ("snr_db", "cosine"), ("perplexity", "euclidean")):
+        for one in (record, before):
+            one["codebooks"][0] |= {"metric": metric, "levels": 1 if metric == "cosine" else 2}
+        report = assemble([Run("new.toc.json", record)], [parse(f"{name}>=baseline*0.1")], Run("old.toc.json", before))
+        assert report.outcomes[0].reason == "the baseline does not have this number"
+        assert (
+            assemble([Run("n", record)], [parse("token_agreement>=baseline")], Run("o", before)).outcomes[0].status
+            == "passed"
+        )
+
+
+def test_records_of_one_name_go_by_their_paths(record: dict[str, Any], tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "model.toc.json")
+        paths[-1].write_text(json.dumps(record))
+    assert [run.run.name for run in report_runs(paths).report.runs] == [str(path) for path in paths]

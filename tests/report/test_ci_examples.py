@@ -49,7 +49,10 @@ def test_workflow_and_pre_commit(project: Path) -> None:
 
     gate = run(commands["Gate"], project)
     assert gate.returncode == 0, gate.stderr
-    assert all(line.startswith("::warning ") for line in gate.stdout.splitlines())
+    *findings, bounds = gate.stdout.splitlines()
+    assert all(line.startswith("::warning ") for line in findings)
+    assert bounds.startswith("::notice title=toc bounds::5 bounds (1 from the command line, 4 from toc.toml")
+    assert "of the same checkpoint and features" in bounds
     assert xml.parse(project / "checks.xml").getroot().get("tests") == "5"
     assert (project / "report.html").read_text().startswith("<!doctype html>")
 
@@ -70,7 +73,9 @@ def test_workflow_and_pre_commit(project: Path) -> None:
     (strict / "toc.toml").write_text('[tool.toc.checks]\ntoken_agreement = ["error", {min = 0.9999}]\n')
     refused = run(entry, strict)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: 2 checks fail: token_agreement is 0.")
+    assert refused.stderr.startswith(
+        "error: 2 checks fail: model.toc.json, codebook 0 quantize.embedding.weight: token_agreement is "
+    )
 
 
 def test_compare(project: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from toc_cli.report import Run, assemble
 from toc_cli.report.checks import parse
+from toc_cli.report.metrics import describe
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -81,7 +82,10 @@ def test_each_warning(record: dict[str, Any], name: str) -> None:
     assert list(found) == [name]
     assert words in found[name].text
     assert found[name].metric == metric
-    passed = assemble([Run("r.toc.json", record)], [parse(f"{metric}>=-1e9")])
+    value = assemble([Run("r.toc.json", record)]).runs[0].subjects[0].values[metric]
+    assert value is not None
+    bound = f">={100 * value - 1}%" if describe(metric).unit == "points" else f"=={value!r}"
+    passed = assemble([Run("r.toc.json", record)], [parse(f"{metric}{bound}")])
     assert (passed.status, passed.headline) == ("pass", "Ship: the check holds."), (
         "a check that holds weighs the warning"
     )

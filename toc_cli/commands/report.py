@@ -20,12 +20,16 @@ def report(
     formats: Annotated[
         list[str] | None,
         typer.Option(
-            "--format", metavar="KIND[:FILE],…", help="html, md, junit, json or github; to stdout without a FILE."
+            "--format",
+            metavar="KIND[:FILE],…",
+            help="html, md, junit, sarif, json or github; to stdout without a FILE.",
         ),
     ] = None,
     check: Annotated[
         list[str] | None,
-        typer.Option(metavar="EXPR", help="'token_agreement>=0.95', 'bytes<=baseline*1.05'; repeatable."),
+        typer.Option(
+            metavar="EXPR", help="'token_agreement>=95%', 'bytes<=baseline*1.05'; repeatable. Shares as 0.95 or 95%."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -34,6 +38,9 @@ def report(
     baseline: Annotated[Path | None, typer.Option(metavar="OLD.toc.json", help="The run to compare with.")] = None,
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="Copy this record over --baseline where no check fails.")
+    ] = False,
+    baseline_any: Annotated[
+        bool, typer.Option("--baseline-any", help="Compare also with a baseline of other features or another schema.")
     ] = False,
     fail_on: Annotated[
         Literal["error", "warn"], typer.Option(help="From which level a failed check counts.")
@@ -49,7 +56,7 @@ def report(
 
     done = report_runs(
         records or (), formats=[*(formats or ()), *(["json"] if as_json else ())], expressions=check or (), config=config,
-        baseline=baseline, update_baseline=update_baseline, fail_on=fail_on, force=force,
+        baseline=baseline, update_baseline=update_baseline, baseline_any=baseline_any, fail_on=fail_on, force=force,
     )  # fmt: skip
     sink = Output(as_json, quiet)
     if done.text is not None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toc_cli import __version__
-from toc_cli.errors import CheckFailed, InputError, UsageError
+from toc_cli.errors import CheckFailed, UsageError
 from toc_cli.report import advice, verdict
 from toc_cli.report import checks as gate
 from toc_cli.report.advice import Advice
+from toc_cli.report.baseline import compared, counterpart
 from toc_cli.report.checks import Check, Outcome
 from toc_cli.report.metrics import values
 from toc_cli.report.reading import Run
@@ -41,6 +42,13 @@ class RunReport:
     alarms: tuple[Alarm, ...]
     advice: Advice
 
+    def where(self, alarm: Alarm) -> str:
+        """The record, and the codebook that a warning is about."""
+        record = shown(self.run.name, 100)
+        keys = {subject.codebook["id"]: subject.codebook["key"] for subject in self.subjects}
+        known = alarm.codebook in keys
+        return f"{record}, codebook {alarm.codebook} {shown(keys[alarm.codebook], 100)}" if known else record
+
 
 @dataclass(frozen=True)
 class Report:
@@ -55,7 +63,16 @@ class Report:
     fail_on: FailOn
     advice: Advice
     """The most cautious of the runs'."""
+    bounds: str
+    """Where the bounds came from and how often they were applied."""
+    comparisons: tuple[str, ...]
+    """What the baseline is to each run."""
     version: str = __version__
+
+    @property
+    def provenance(self) -> tuple[str, ...]:
+        """Where the bounds came from, and what the baseline is."""
+        return (self.bounds, *self.comparisons)
 
     @property
     def tone(self) -> str:
@@ -66,7 +83,7 @@ class Report:
         """CheckFailed that names the failed checks, where any counts."""
         failed = verdict.failing(self.outcomes, self.fail_on)
         if failed:
-            first = "; ".join(outcome.sentence() for outcome in failed[:3])
+            first = "; ".join(f"{outcome.where}: {outcome.sentence()}" for outcome in failed[:3])
             more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
             raise CheckFailed(
                 f"{plural(len(failed), 'check')} {'fails' if len(failed) == 1 else 'fail'}: {first}{more}.",
@@ -81,12 +98,14 @@ def assemble(
     fail_on: FailOn = "error",
     *,
     first: bool = False,
+    baseline_any: bool = False,
 ) -> Report:
     """Judge every check on every codebook of every run.
 
     `first`: there is no baseline yet and one is about to be made, so relative checks are skipped.
-    UsageError for a check that names no number, or a relative one without a baseline; InputError where the baseline
-    lacks a codebook.
+    `baseline_any`: compare with a baseline that was measured on other features too.
+    UsageError for a check that names no number or cannot be meant, a relative one without a baseline, or a baseline of
+    other features; InputError where the baseline lacks a codebook.
     """
     if baseline is None and not first and any(check.bound.sign for check in checks):
         expression = next(check.expression for check in checks if check.bound.sign)
@@ -95,6 +114,8 @@ def assemble(
         )
     measured = [[values(book, run.record) for book in run.record["codebooks"]] for run in runs]
     gate.known(checks, {name for numbers in measured for book in numbers for name in book})
+    gate.meant(checks)
+    notes = () if baseline is None else tuple(compared(run, baseline, baseline_any) for run in runs)
     reports = tuple(_run(run, numbers, checks, baseline) for run, numbers in zip(runs, measured, strict=True))
     outcomes = tuple(outcome for report in reports for subject in report.subjects for outcome in subject.outcomes)
     left = sum(len(unweighed(report)) for report in reports)
@@ -107,6 +128,8 @@ def assemble(
         verdict.headline(outcomes, left, fail_on, worst.text),
         fail_on,
         worst,
+        gate.spoken_bounds(checks, outcomes),
+        notes,
     )
 
 
@@ -119,23 +142,9 @@ def unweighed(report: RunReport) -> list[Alarm]:
 def _run(run: Run, numbers: Sequence[Values], checks: Sequence[Check], baseline: Run | None) -> RunReport:
     subjects = []
     for codebook, measured in zip(run.record["codebooks"], numbers, strict=True):
-        old = None if baseline is None else _counterpart(codebook, baseline)
+        old = None if baseline is None else counterpart(codebook, baseline)
         judged = tuple(gate.judge(check, run.name, codebook, measured, old) for check in checks)
         subjects.append(Subject(codebook, measured, old, judged, verdict.summary(codebook, measured)))
     by_id = {subject.codebook["id"]: subject.values for subject in subjects}
     alarms = tuple(verdict.warnings(run.record, by_id))
     return RunReport(run, tuple(subjects), alarms, advice.advise(run.record, by_id))
-
-
-def _counterpart(codebook: dict[str, Any], baseline: Run) -> Values:
-    """The baseline's numbers of the codebook of the same key, else of the same id."""
-    books = baseline.record["codebooks"]
-    for trait in ("key", "id"):
-        for book in books:
-            if book[trait] == codebook[trait]:
-                return values(book, baseline.record)
-    there = ", ".join(shown(book["key"]) for book in books[:8]) or "none"
-    raise InputError(
-        f"The baseline {shown(baseline.name)} has no codebook {shown(codebook['key'])} (it has: {there}).",
-        "Name the record of the same checkpoint.",
-    )

@@ -1,28 +1,24 @@
-"""The gate: what a check says, where checks come from, and whether they hold."""
+"""The gate: what a check says, whether it can be meant, and whether it holds."""
 
 from __future__ import annotations
 
+import math
 import operator
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from toc_cli.errors import InputError, UsageError
+from toc_cli.errors import UsageError
+from toc_cli.report.metrics import SHARES, describe, span
 from toc_cli.report.words import name as shown
-from toc_cli.report.words import raw
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from toc_cli.report.words import plural, raw
 
 Level = Literal["error", "warn"]
-CONFIG_FILES = ("toc.toml", "pyproject.toml")
-GRAMMAR = "NAME >= NUMBER, or NAME <= baseline * 1.05 (also >, <, == and baseline + or - NUMBER)"
+GRAMMAR = "NAME >= 0.95 or >= 95%, or NAME <= baseline * 1.05 (also >, <, == and baseline + or - NUMBER)"
+COMMAND_LINE = "the command line"
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?%?"
 _BOUND = re.compile(rf"\s*(?:(?P<number>{_NUMBER})|baseline(?:\s*(?P<sign>[-+*])\s*(?P<by>{_NUMBER}))?)\s*")
@@ -37,6 +33,8 @@ class Bound:
     number: float
     sign: Literal["", "+", "-", "*"] = ""
     """Empty: absolute."""
+    percent: bool = field(default=False, compare=False)
+    """Whether the number was written with a percent sign (it is a share here)."""
 
     def value(self, baseline: float | None) -> float | None:
         """The bound as a number; None where it needs a baseline's value and there is none."""
@@ -57,6 +55,8 @@ class Check:
     level: Level
     expression: str
     """As the user wrote it."""
+    source: str = COMMAND_LINE
+    """The command line, or file and table."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,19 @@ class Outcome:
     reason: str = ""
     """Why it was skipped, or why an undefined number fails."""
 
+    @property
+    def where(self) -> str:
+        """The record and the codebook."""
+        return f"{shown(self.run, 100)}, codebook {self.codebook} {shown(self.key, 100)}"
+
     def sentence(self) -> str:
-        """What was measured against what was asked."""
-        asked = self.check.expression if self.bound is None else f"{self.check.operator} {raw(self.bound)}"
+        """What was measured against what was asked, shares in percent."""
+        percent = describe(self.check.metric).unit in SHARES
+        asked = self.check.expression if self.bound is None else f"{self.check.operator} {raw(self.bound, percent)}"
         relative = f" ({self.check.expression})" if self.check.bound.sign and self.bound is not None else ""
-        text = f"{shown(self.check.metric, 120)} is {raw(self.measured)}; asked: {shown(asked + relative, 200)}"
+        text = (
+            f"{shown(self.check.metric, 120)} is {raw(self.measured, percent)}; asked: {shown(asked + relative, 200)}"
+        )
         return f"{text}: {self.reason}" if self.reason else text
 
 
@@ -95,73 +103,91 @@ def parse_bound(text: str) -> Bound:
     if match is None:
         raise UsageError(f"The bound {shown(text, 200)!r} cannot be read.", f"Write {GRAMMAR}.")
     if match["number"] is not None:
-        return Bound(_number(match["number"]))
+        return _bound(match["number"], "")
     if match["sign"] is None:
         return Bound(0.0, "+")
-    return Bound(_number(match["by"]), match["sign"])  # type: ignore[arg-type]
+    return _bound(match["by"], match["sign"])  # type: ignore[arg-type]
 
 
-def _number(text: str) -> float:
-    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+def _bound(text: str, sign: Literal["", "+", "-", "*"]) -> Bound:
+    percent = text.endswith("%")
+    number = float(text.removesuffix("%")) / (100 if percent else 1)
+    if not math.isfinite(number):
+        raise UsageError(f"The bound {shown(text, 200)!r} is no finite number.", f"Write {GRAMMAR}.")
+    return Bound(number, sign, percent)
 
 
-def from_config(path: Path | None) -> list[Check]:
-    """The checks of a TOML file's `[tool.toc.checks]`; of `toc.toml` or `pyproject.toml` here where none is named."""
-    if path is not None:
-        return _table_checks(_read(path), path)
-    for candidate in CONFIG_FILES:
-        if Path(candidate).is_file():
-            checks = _table_checks(_read(Path(candidate)), Path(candidate))
-            if checks:
-                return checks
-    return []
+def bounded_check(metric: str, operator: str, bound: str, level: Level, source: str) -> Check:
+    """A check whose parts stand apart, as in a table."""
+    return Check(metric, operator, parse_bound(bound), level, f"{metric} {operator} {bound}", source)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{shown(str(path), 200)} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown(str(path), 200)} is not TOML: {shown(str(error), 200)}.") from error
+def meant(checks: Sequence[Check]) -> None:
+    """UsageError for a bound that no value can miss or meet, and for one whose number has two readings.
+
+    The names are `known`.
+    """
+    for check in checks:
+        metric, bound = describe(check.metric), check.bound
+        said = shown(check.expression, 200)
+        if metric.unit in SHARES:
+            large = bound.number > 1 or (bound.number < -1 and metric.unit != "share")
+            if large and not bound.percent and bound.sign != "*":
+                _two_readings(check, said)
+        elif bound.percent and bound.sign != "*":
+            helps = f" Or is baseline * {100 + 100 * bound.number:g}% meant?" if bound.sign == "+" else ""
+            raise UsageError(
+                f"{said}: {metric.name} is no share, so a percentage says nothing.", f"Write a plain number.{helps}"
+            )
+        if bound.sign:
+            continue
+        low, high = span(metric)
+        always = {
+            ">=": bound.number <= low,
+            ">": bound.number < low,
+            "<=": bound.number >= high,
+            "<": bound.number > high,
+        }
+        never = {
+            ">=": bound.number > high, ">": bound.number >= high, "<=": bound.number < low, "<": bound.number <= low,
+            "==": not low <= bound.number <= high,
+        }  # fmt: skip
+        if always.get(check.operator) or never[check.operator]:
+            held = "always holds" if always.get(check.operator) else "never holds"
+            percent = metric.unit in SHARES
+            between = " to ".join("any height" if math.isinf(end) else raw(end, percent) for end in (low, high))
+            raise UsageError(
+                f"{said} {held}: {metric.name} lies in {between}.", "Set a bound that can be missed and met."
+            )
 
 
-def _table_checks(config: Mapping[str, Any], path: Path) -> list[Check]:
-    """`metric = ["error", {min = 0.95, max = "baseline * 1.05"}]`, one check per bound."""
-    if path.name == "toc.toml" and "checks" in config:
-        raise UsageError("toc.toml has a table [checks], which nothing reads.", "Call it [tool.toc.checks].")
-    table = config
-    for part in ("tool", "toc", "checks"):
-        table = table.get(part, {})
-        if not isinstance(table, Mapping):
-            raise UsageError(f"{shown(str(path), 200)}: tool.toc.checks is not a table.")
-    return [check for metric, entry in _flat(table) for check in _entry_checks(metric, entry, path)]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`audio.token_agreement = …` without quotes is a table in TOML: join its names again."""
-    for name, entry in table.items():
-        if isinstance(entry, Mapping):
-            yield from _flat(entry, f"{prefix}{name}.")
-        else:
-            yield prefix + name, entry
-
-
-def _entry_checks(metric: str, entry: Any, path: Path) -> list[Check]:
-    match entry:
-        case [("error" | "warn") as level, {**bounds}] if bounds and set(bounds) <= {"min", "max"}:
-            return [_toml_check(metric, str(side), bound, level) for side, bound in bounds.items()]
+def _two_readings(check: Check, said: str) -> NoReturn:
+    """`>=95` of an agreement, `<=2` of a distortion."""
+    metric, bound = describe(check.metric), check.bound
+    sign = f"baseline {bound.sign} " if bound.sign else ""
+    percent, plain = (
+        f"{check.metric} {check.operator} {sign}{number:g}%" for number in (bound.number, 100 * bound.number)
+    )
+    if metric.unit == "share" and span(metric)[1] == 1:
+        raise UsageError(f"{said}: {metric.name} is a share of 1, and {bound.number:g} is more.", f"Write {percent}?")
     raise UsageError(
-        f"{shown(str(path), 200)}: the check {shown(metric)} cannot be read.",
-        'Write it as ["error", {min = 0.95}] or ["warn", {max = "baseline * 1.05"}].',
+        f"{said}: {metric.name} is a share of 1, so that {bound.number:g} may be read in two ways.",
+        f"Write {percent}, or {plain}.",
     )
 
 
-def _toml_check(metric: str, side: str, bound: Any, level: Level) -> Check:
-    if isinstance(bound, bool) or not isinstance(bound, (int, float, str)):
-        raise UsageError(f"The bound {side} of {shown(metric)} is {shown(repr(bound))}.", f"Write {GRAMMAR}.")
-    sign = ">=" if side == "min" else "<="
-    return Check(metric, sign, parse_bound(str(bound)), level, f"{metric} {sign} {bound}")
+def spoken_bounds(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> str:
+    """Where the bounds came from and how often they were applied, in a sentence."""
+    if not checks:
+        return "No bounds were set: nothing was checked."
+    sources = Counter(check.source for check in checks)
+    made = sum(outcome.status != "skipped" for outcome in outcomes)
+    skipped = len(outcomes) - made
+    return (
+        f"{plural(len(checks), 'bound')} ({', '.join(f'{count} from {source}' for source, count in sources.items())}), "
+        f"applied {plural(made, 'time')} to {plural(len({(o.run, o.codebook) for o in outcomes}), 'codebook')}"
+        + (f", {skipped} skipped." if skipped else ".")
+    )
 
 
 def judge(

@@ -1,4 +1,4 @@
-"""GitHub workflow commands: one annotation per failed check, then the warnings, ten at most."""
+"""GitHub workflow commands: one annotation per failed check, then the warnings, ten at most; a notice of the bounds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ def render(report: Report) -> str:
     """One line per annotation; failed checks first. Where there are more than ten, the last line counts the rest."""
     fatal = set(map(id, failing(report.outcomes, report.fail_on)))
     lines = [
-        annotation("error" if id(o) in fatal else "warning", o.check.metric, f"codebook {o.codebook}: {o.sentence()}")
+        annotation("error" if id(o) in fatal else "warning", o.check.metric, f"{o.where}: {o.sentence()}")
         for o in sorted(report.outcomes, key=lambda o: id(o) not in fatal)
         if o.status == "failed"
     ]
     for run in report.runs:
         for alarm in run.alarms:
-            where = "" if alarm.codebook is None else f"codebook {alarm.codebook}: "
-            lines.append(annotation("warning", alarm.id, where + alarm.text))
+            lines.append(annotation("warning", alarm.id, f"{run.where(alarm)}: {alarm.text}"))
     if len(lines) > MOST:
         level = "error" if lines[MOST - 1].startswith("::error") else "warning"
         rest = len(lines) - MOST + 1
         lines[MOST - 1 :] = [annotation(level, "more", f"{rest} more findings; the other formats list them all")]
+    lines.append(annotation("notice", "bounds", " ".join(report.provenance)))
     return "".join(f"{line}\n" for line in lines)
 
 

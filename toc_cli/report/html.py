@@ -111,7 +111,7 @@ def _outcome(outcome: Outcome) -> dict[str, str]:
         "kind": "soft" if soft else outcome.status,
         "mark": {"passed": "✓", "failed": "✕", "skipped": "–"}[outcome.status],
         "text": outcome.sentence(),
-        "where": f"codebook {outcome.codebook}" + (", warn level" if outcome.check.level == "warn" else ""),
+        "where": outcome.where + (", warn level" if outcome.check.level == "warn" else ""),
     }
 
 
@@ -120,9 +120,14 @@ def _alarms(report: Report) -> list[dict[str, Any]]:
     for run in report.runs:
         open_ones = unweighed(run)
         for alarm in run.alarms:
-            several = len(run.subjects) > 1 and alarm.codebook is not None
-            text = f"Codebook {alarm.codebook}: {alarm.text}" if several else alarm.text
-            found.append({"text": shown(text, 1000), "metric": alarm.metric, "weighed": alarm not in open_ones})
+            found.append(
+                {
+                    "text": shown(alarm.text, 1000),
+                    "where": run.where(alarm),
+                    "metric": alarm.metric,
+                    "weighed": alarm not in open_ones,
+                }
+            )
     return sorted(found, key=lambda alarm: alarm["weighed"])
 
 

@@ -16,7 +16,7 @@ def render(report: Report) -> str:
     totals = {"tests": 0, "failures": 0, "skipped": 0}
     for run in report.runs:
         for subject in run.subjects:
-            suite = _suite(run, subject, fatal)
+            suite = _suite(report, run, subject, fatal)
             root.append(suite)
             for key in totals:
                 totals[key] += int(suite.get(key, 0))
@@ -27,7 +27,7 @@ def render(report: Report) -> str:
     )
 
 
-def _suite(run: RunReport, subject: Subject, fatal: set[int]) -> xml.Element:
+def _suite(report: Report, run: RunReport, subject: Subject, fatal: set[int]) -> xml.Element:
     label = f"{shown(run.run.name, 100)}: codebook {subject.codebook['id']} {shown(subject.codebook['key'], 100)}"
     outcomes = subject.outcomes
     suite = xml.Element(
@@ -38,6 +38,10 @@ def _suite(run: RunReport, subject: Subject, fatal: set[int]) -> xml.Element:
         errors="0",
         skipped=str(sum(outcome.status == "skipped" for outcome in outcomes)),
     )
+    properties = xml.SubElement(suite, "properties")
+    xml.SubElement(properties, "property", name="bounds", value=report.bounds)
+    for line in report.comparisons:
+        xml.SubElement(properties, "property", name="baseline", value=line)
     for outcome in outcomes:
         case = xml.SubElement(suite, "testcase", classname=label, name=shown(outcome.check.expression, 200))
         if id(outcome) in fatal:
@@ -49,5 +53,7 @@ def _suite(run: RunReport, subject: Subject, fatal: set[int]) -> xml.Element:
             xml.SubElement(case, "system-out").text = prefix + outcome.sentence()
     alarms = [alarm for alarm in run.alarms if alarm.codebook in (None, subject.codebook["id"])]
     if alarms:
-        xml.SubElement(suite, "system-out").text = "\n".join(f"warning: {shown(alarm.text, 1000)}" for alarm in alarms)
+        xml.SubElement(suite, "system-out").text = "\n".join(
+            f"warning: {run.where(alarm)}: {shown(alarm.text, 1000)}" for alarm in alarms
+        )
     return suite

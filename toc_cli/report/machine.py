@@ -18,6 +18,8 @@ def data(report: Report) -> dict[str, Any]:
         "verdict": report.status,
         "headline": report.headline,
         "advice": asdict(report.advice),
+        "bounds": report.bounds,
+        "comparisons": list(report.comparisons),
         "checks": [_check(outcome) for outcome in report.outcomes],
         "runs": [
             {
@@ -54,6 +56,7 @@ def _check(outcome: Outcome) -> dict[str, Any]:
         "operator": outcome.check.operator,
         "expression": outcome.check.expression,
         "level": outcome.check.level,
+        "source": outcome.check.source,
         "status": outcome.status,
         "measured": outcome.measured,
         "bound": outcome.bound,

@@ -21,7 +21,7 @@ def render(report: Report) -> str:
     """The whole report as one markdown text."""
     advice = "" if report.status == "open" else report.advice.text
     blocks = [f"## {MARK[report.tone]} {_prose(report.headline)}", _spoken(f"{advice} {report.advice.then}".strip())]
-    blocks = [*filter(None, blocks), *_checks(report.outcomes)]
+    blocks = [*filter(None, blocks), *_checks(report.outcomes), "  \n".join(map(_prose, report.provenance))]
     for run in report.runs:
         blocks += [f"### {code(run.run.name)}", *_alarms(run)]
         for subject in run.subjects:
@@ -60,12 +60,13 @@ def _checks(outcomes: Sequence[Outcome]) -> list[str]:
             _mark(o),
             code(o.check.expression, 120),
             o.check.level,
+            code(o.run),
             code(f"{o.codebook}: {o.key}"),
             _prose(o.sentence()),
         )
         for o in sorted(outcomes, key=lambda o: o.status != "failed")
     ]
-    return [_table(("", "check", "level", "codebook", "measured"), rows)]
+    return [_table(("", "check", "level", "record", "codebook", "measured"), rows)]
 
 
 def _mark(outcome: Outcome) -> str:
@@ -75,8 +76,7 @@ def _mark(outcome: Outcome) -> str:
 
 def _alarms(run: RunReport) -> list[str]:
     lines = [
-        f"- ⚠️ {'' if alarm.codebook is None else f'Codebook {alarm.codebook}: '}{_prose(alarm.text)}"
-        + (f" (`{alarm.metric}`)" if alarm.metric else "")
+        f"- ⚠️ {_prose(run.where(alarm))}: {_prose(alarm.text)}" + (f" (`{alarm.metric}`)" if alarm.metric else "")
         for alarm in run.alarms
     ]
     return ["\n".join(lines)] if lines else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -233,6 +234,21 @@ _TABLE = (
 )
 
 METRICS = {metric.name: metric for metric in _TABLE}
+SHARES: tuple[Unit, ...] = ("share", "change", "points")
+"""Units that tables show in percent (or percentage points)."""
+_SPAN: dict[Unit, tuple[float, float]] = {
+    "share": (0, 1), "change": (-1, math.inf), "bits": (0, 1), "bytes": (0, math.inf), "count": (0, math.inf),
+}  # fmt: skip
+_OWN_SPAN = {
+    "bytes_ratio": (0, math.inf), "mean_cosine": (-1, 1), "distortion": (0, math.inf), "perplexity": (0, math.inf),
+    "min_distance": (0, math.inf), "effective_rank": (0, math.inf), "sample_per_code": (0, math.inf),
+    "advantage_over_random_agreement": (-1, 1), "advantage_over_random_agreement_low": (-1, 1),
+}  # fmt: skip
+
+
+def span(metric: Metric) -> tuple[float, float]:
+    """The smallest and largest value that a metric can have."""
+    return _OWN_SPAN.get(metric.name) or _SPAN.get(metric.unit, (-math.inf, math.inf))
 
 
 def describe(name: str) -> Metric:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,8 @@ class Run:
 
     name: str
     record: dict[str, Any]
+    foreign: bool = False
+    """Of a schema that this toc does not read: only the ids, keys and numbers of its codebooks are known to be there."""
 
 
 def locate(paths: Sequence[Path]) -> list[Path]:
@@ -29,8 +31,21 @@ def locate(paths: Sequence[Path]) -> list[Path]:
     return list(paths) or [newest(Path())]
 
 
-def read_run(path: Path) -> Run:
-    """Read and validate one record: InputError where it is unreadable, no JSON, or not a run record."""
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Several records; those of one file name go by their whole paths."""
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=str(path)) if names.count(run.name) > 1 else run
+        for run, path in zip(runs, paths, strict=True)
+    ]
+
+
+def read_run(path: Path, *, foreign: bool = False) -> Run:
+    """Read and validate one record: InputError where it is unreadable, no JSON, or not a run record.
+
+    `foreign`: one of another schema will do, where its codebooks have ids, keys and numbers.
+    """
     label = shown(str(path), 200)
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -45,6 +60,8 @@ def read_run(path: Path) -> Run:
         record = json.loads(text, parse_constant=_refuse)
         schema.validate(record)
     except InputError as error:
+        if foreign and _has_numbers(record):
+            return Run(path.name, record, foreign=True)
         raise InputError(f"{label}: {error.what}", "toc optimize writes such a record.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{label} is not JSON: {str(error)[:200]}.", "toc optimize writes such a record.") from error
@@ -59,6 +76,17 @@ def newest(folder: Path) -> Path:
             f"No *{SUFFIX} in {shown(str(folder.resolve()), 200)}.", "Name a record, or run toc optimize first."
         )
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _has_numbers(record: Any) -> bool:
+    books = record.get("codebooks") if isinstance(record, dict) else None
+    return isinstance(books, list) and all(
+        isinstance(book, dict)
+        and isinstance(book.get("key"), str)
+        and "id" in book
+        and isinstance(book.get("after"), dict)
+        for book in books
+    )
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -9,7 +9,8 @@ from pathlib import Path
 from toc_cli.errors import UsageError
 from toc_cli.report import checks, verdict, writing
 from toc_cli.report.assemble import FailOn, Report, assemble
-from toc_cli.report.reading import locate, read_run
+from toc_cli.report.config import from_config
+from toc_cli.report.reading import locate, read_run, read_runs
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ def report_runs(
     config: Path | None = None,
     baseline: Path | None = None,
     update_baseline: bool = False,
+    baseline_any: bool = False,
     fail_on: FailOn = "error",
     force: bool = False,
 ) -> Done:
@@ -42,10 +44,10 @@ def report_runs(
         raise UsageError("--update-baseline needs --baseline and exactly one record.", "Name the record to copy.")
     targets = writing.parse_formats(formats)
     writing.check_targets(targets, [*paths, *([baseline] if baseline else [])], force=force)
-    asked = [*(checks.parse(expression) for expression in expressions), *checks.from_config(config)]
+    asked = [*(checks.parse(expression) for expression in expressions), *from_config(config)]
     first = update_baseline and baseline is not None and not baseline.exists()
-    old = None if baseline is None or first else read_run(baseline)
-    report = assemble([read_run(path) for path in paths], asked, old, fail_on, first=first)
+    old = None if baseline is None or first else read_run(baseline, foreign=baseline_any)
+    report = assemble(read_runs(paths), asked, old, fail_on, first=first, baseline_any=baseline_any)
     text = writing.write(report, targets, force=force)
     notes = [f"Written: {target.path}" for target in targets if target.path is not None]
     if update_baseline and baseline is not None:

@@ -25,6 +25,7 @@ def render(report: Report) -> Group:
     advice = "" if report.status == "open" else report.advice.text
     if said := f"{advice} {report.advice.then}".strip():
         parts.append(Text(said.replace("`", "")))
+    parts += [Text(line, style="dim") for line in report.provenance]
     if report.outcomes:
         parts.append(Padding(_checks(report.outcomes), (1, 0, 0, 0)))
     for run in report.runs:
@@ -33,17 +34,24 @@ def render(report: Report) -> Group:
             parts += _subject(subject)
         parts += evaluation.render(run.run.record)
         for alarm in run.alarms:
-            where = "" if alarm.codebook is None else f"codebook {alarm.codebook}: "
-            parts.append(Text("! ", style="yellow") + Text(where + shown(alarm.text, 1000), style="not bold default"))
+            said = f"{run.where(alarm)}: {shown(alarm.text, 1000)}"
+            parts.append(Text("! ", style="yellow") + Text(said, style="not bold default"))
     return Group(*parts)
 
 
-def _checks(outcomes: Sequence[Outcome]) -> Table:
-    table = Table.grid(padding=(0, 1))
-    for outcome in sorted(outcomes, key=lambda outcome: outcome.status != "failed"):
-        where = f"codebook {outcome.codebook}" + (", warn" if outcome.check.level == "warn" else "")
-        table.add_row(SIGN[outcome.status], Text(outcome.sentence()), Text(where, style="dim"))
-    return table
+def _checks(outcomes: Sequence[Outcome]) -> Group:
+    """The checks of each codebook below its record and name, those with a failure first."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.where, []).append(outcome)
+    parts: list[RenderableType] = []
+    for where, own in sorted(groups.items(), key=lambda group: all(o.status != "failed" for o in group[1])):
+        table = Table.grid(padding=(0, 1))
+        for outcome in sorted(own, key=lambda outcome: outcome.status != "failed"):
+            level = "warn" if outcome.check.level == "warn" else ""
+            table.add_row(SIGN[outcome.status], Text(outcome.sentence()), Text(level, style="dim"))
+        parts += [Text(where, style="dim"), table]
+    return Group(*parts)
 
 
 def _subject(subject: Subject) -> list[RenderableType]:

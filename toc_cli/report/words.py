@@ -48,9 +48,11 @@ def change(old: float | None, new: float | None, unit: Unit) -> str:
     return (text if text.startswith("-") or difference == 0 else f"+{text.lstrip('+')}").replace("-", MINUS)
 
 
-def raw(value: float | None) -> str:
-    """A measured value or a bound as a check compares it: six significant digits."""
-    return "undefined" if value is None else f"{value:.6g}"
+def raw(value: float | None, percent: bool = False) -> str:
+    """A measured value or a bound as a check compares it, to six significant digits; a share in percent."""
+    if value is None:
+        return "undefined"
+    return f"{100 * value:.6g}%" if percent else f"{value:.6g}"
 
 
 def option(value: object) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from toc_cli.errors import UsageError
 from toc_cli.io.atomic import atomic_file, check_target, write_errors
 from toc_cli.io.publish import published
-from toc_cli.report import github, html, junit, machine, markdown
+from toc_cli.report import github, html, junit, machine, markdown, sarif
 from toc_cli.report.assemble import Report
 from toc_cli.report.words import name as shown
 
@@ -19,6 +19,7 @@ FORMATS: dict[str, Callable[[Report], str]] = {
     "junit": junit.render,
     "json": machine.render,
     "github": github.render,
+    "sarif": sarif.render,
 }
 
 
