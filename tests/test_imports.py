@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "demo": {"errors", "io", "pipeline", "report", "fcid", "demo"},
     "bench": {"errors", "ops", "io", "pipeline", "fcid", "bench"},
     "commands": {
+        "media",
         "errors",
         "ops",
         "io",

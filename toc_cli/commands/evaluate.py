@@ -71,6 +71,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="NAME.toc.json", help="Record for toc report.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write the page of toc report (extra report).")
+    ] = None,
     device: flags.Device = "auto",
     seed: flags.Seed = 0,
     force: flags.Force = False,
@@ -83,6 +86,7 @@ def evaluate(
     random and worst selections of the same size.
     """
     from toc_cli.commands.output import Output
+    from toc_cli.commands.page import refuse_page, write_page
     from toc_cli.fcid.evaluation import EvaluateOptions
     from toc_cli.fcid.evaluation import evaluate as evaluated
     from toc_cli.fcid.evaluation.export import save_features as save
@@ -93,6 +97,7 @@ def evaluate(
     from toc_cli.report.evaluation import render
 
     sink = Output(as_json, quiet)
+    refuse_page(report, force=force, inputs=[run, data])
     if save_features is not None:
         shapes = save(run, data, save_features, level=level, split=scoring_split, device=device, force=force)
         sink.result({"output": str(save_features), "shapes": {name: list(shape) for name, shape in shapes.items()}})
@@ -112,6 +117,7 @@ def evaluate(
         sink.warn(warning["text"])
     if output is not None:
         write_record(output, found)
+    write_page(report, output.name if output else "evaluation", found)
     sink.result(found, *render(found))
     if output is not None:
         sink.say(f"Written: {output}")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from toc_cli.commands import flags
+from toc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from toc_cli.commands.output import Output
+    from toc_cli.pipeline import Options, Outputs
 from toc_cli.ops.criterion import CRITERIA
 
 EXAMPLE = "toc optimize model.safetensors --features feats.h5 --keep 0.5"
@@ -69,6 +74,16 @@ def optimize(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Pictures or sound: decode them before and after, in every written form."),
+    ] = None,
+    no_samples: Annotated[
+        bool, typer.Option("--no-samples", help="Keep pictures, sound and file names of --data out of the record.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write the page of toc report (extra report).")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Also load what was written in its own library and run it.")
     ] = False,
@@ -78,7 +93,9 @@ def optimize(
 ) -> None:
     """Score every dimension of a codebook, keep the best, write the pruned codebook and a run record."""
     from toc_cli.commands.output import Output
+    from toc_cli.commands.page import refuse_page, write_page
     from toc_cli.commands.tables import plan_parts
+    from toc_cli.media import holds_media
     from toc_cli.pipeline import Options, Outputs, plan_optimization
     from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
 
@@ -91,7 +108,12 @@ def optimize(
         min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,
     )  # fmt: skip
     sink = Output(as_json, quiet)
-    outputs = Outputs(checkpoint, options.emit, output, force, planned=dry_run, verify=verify)
+    outputs = Outputs(
+        checkpoint, options.emit, output, force, planned=dry_run, verify=verify, data=data, samples=not no_samples
+    )
+    refuse_page(report, force=force or dry_run, inputs=[checkpoint])
+    if media := [entry for entry in features if holds_media(entry.rpartition("=")[2] or entry)]:
+        features, outputs = captured_first(checkpoint, features, media, outputs, options, sink)
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
     for warning in plan.record["warnings"]:
         sink.warn(warning["text"])
@@ -102,6 +124,34 @@ def optimize(
     if plan.ranks.writes:
         for text in plan.token_warnings if quiet or as_json else ():  # the verdict that is drawn says it
             sink.warn(text)
+        write_page(None if dry_run else report, outputs.record.name, plan.record)
         sink.result(plan.record, *plan_parts(plan, dry_run))
         for hint in plan.load_hints if "sliced" in options.emit else ():
             sink.say(f"To load the sliced file: {hint}")
+
+
+def captured_first(
+    checkpoint: Path, features: list[str], media: list[str], outputs: Outputs, options: Options, sink: Output
+) -> tuple[list[str], Outputs]:
+    """Features of pictures or sound, captured (or found captured), which then also are the data of the written forms."""
+    from dataclasses import replace
+
+    from toc_cli.libraries.media import ROADS
+    from toc_cli.pipeline.capture import CaptureOptions, capture_features
+    from toc_cli.pipeline.source import device_of
+
+    if outputs.planned:
+        raise UsageError(
+            f"--dry-run writes nothing, and {media[0]} must be captured first.",
+            f"toc capture {checkpoint} {media[0]} -o feats.h5",
+        )
+    chosen = CaptureOptions(device=str(device_of(options.device)))
+    given, done = capture_features(checkpoint, features, outputs.stem, chosen, progress=sink.progress)
+    for one in done:
+        verb = "taken as it stands" if one.reused else "captured"
+        sink.say(f"{one.output}: {verb}, {one.rows:,} rows of {one.files:,} files")
+        if one.skipped:
+            sink.warn(f"{len(one.skipped):,} files could not be read, the first: {one.skipped[0][1]}")
+    if outputs.data is None and outputs.checkpoints and ROADS[done[0].model].decode is not None:
+        outputs = replace(outputs, data=media[0].rpartition("=")[2])
+    return given, outputs

@@ -30,6 +30,10 @@ class Outputs:
     """`--dry-run`: the names are told, and nothing is written."""
     verify: bool = False
     """Load what was written in its own library and run it, before it is published."""
+    data: str | None = None
+    """`--data`: pictures or sound that are decoded before and after, in every written form."""
+    samples: bool = True
+    """Whether a few of them go into the record, for the page."""
     stem: Path = field(init=False)
     extension: str = field(init=False)
     elsewhere: str = field(init=False)

@@ -31,6 +31,7 @@ from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.options import Options, Progress, silent
+from toc_cli.pipeline.outcome import DataSample, data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_options
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
@@ -55,6 +56,8 @@ class Plan:
     record: dict[str, Any]
     outputs: Outputs | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    data: DataSample | None = None
+    """Files that are decoded before and after, in every written form."""
 
     @property
     def kept(self) -> list[torch.Tensor]:
@@ -151,6 +154,15 @@ class Plan:
                 for mode in aside.checkpoints
                 for id, ((source, choice), sample) in enumerate(zip(chosen, samples, strict=True))
             ]
+        if self.data is not None:
+            copies = {mode: aside.of(mode) for mode in aside.checkpoints}
+            self.record["outcome"] = outcome(
+                self.checkpoint.path,
+                {str(mode): path for mode, path in copies.items()},
+                self.data,
+                self.options.seed,
+                self.chosen[0][0].progress,
+            )
         write_record(aside.record, self.record)
         return [*written, aside.artefact, aside.record]
 
@@ -189,6 +201,7 @@ def plan_optimization(
     )  # fmt: skip
     if outputs is not None:
         outputs.refuse_what_stands(_inputs(ckpt, opened), writes=ranks.writes)
+    data = data_sample(ckpt.path, outputs) if outputs is not None and outputs.data else None
     device = device_of(options.device)
     books = [replace(source, full=source.full.to(device)) for source in books]
     studies = [
@@ -212,13 +225,14 @@ def plan_optimization(
     read = [describe(stream) for stream in met.values()]
     aside = [warning for study, choice in chosen for warning in off_centre(study, choice)]
     record = run_record(options, inputs, read, [*warnings_of(books), *aside, *unexplained(entries)], entries)
+    record["checkpoint"] = printable(ckpt.path.name, 200)
     seconds = time.perf_counter() - started
     rows = sum(study.census.rows for study in studies)
     record["timing"] = {
         "seconds": round(seconds, 3), "counting_seconds": round(counted - started, 3),
         "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
     }  # fmt: skip
-    return Plan(ckpt, opened, options, chosen, record, outputs, ranks)
+    return Plan(ckpt, opened, options, chosen, record, outputs, ranks, data)
 
 
 def _sizes(studies: Sequence[Study]) -> list[int]:

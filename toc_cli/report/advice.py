@@ -228,7 +228,10 @@ def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **cha
     options = {**record["options"], **changes}
     modes = [m for m in options.get("emit", ()) if m != "codebook" and (emit is None or m in emit)]
     named = {role: [e["name"] for e in record["inputs"] if e["role"] == role] for role in ("checkpoint", "features")}
-    checkpoint, features = named["checkpoint"], named["features"]
+    checkpoint, features = (
+        [record["checkpoint"]] if record.get("checkpoint") else named["checkpoint"],
+        named["features"],
+    )
     words = ["toc optimize", _quoted(checkpoint[0]) if len(checkpoint) == 1 else "CHECKPOINT"]
     words += (
         [f"--features {_quoted(f)}" for f in features]

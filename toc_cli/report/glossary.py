@@ -57,6 +57,18 @@ WORRY = {
     "modality_jaccard": ("near what two random sets share: the modalities want different dimensions", ">=50%"),
     "kept_dim": ("when it is not what was asked", "==baseline"),
     "bytes_ratio": ("when it is not what was asked", "<=50%"),
+    "output_snr_db": (
+        "below 40 dB: the change can be heard or seen (masked.output_snr_db, sliced.output_snr_db, …)",
+        ">=40",
+    ),
+    "psnr_db": ("when it falls by more than its interval", ">=baseline - 0.1"),
+    "ssim": ("when it falls by more than its interval", ">=baseline - 0.005"),
+    "si_sdr_db": ("when it falls by more than its interval", ">=baseline - 0.1"),
+    "log_mel_db": ("when it grows by more than its interval", "<=baseline + 0.1"),
+    "psnr_db_change": ("below -0.1 dB", ">=-0.1"),
+    "ssim_change": ("below -0.005", ">=-0.005"),
+    "si_sdr_db_change": ("below -0.1 dB", ">=-0.1"),
+    "log_mel_db_change": ("above 0.1 dB", "<=0.1"),
     "output_bytes": ("above what the release may take", "<=baseline"),
 }
 """By metric: when to worry, and the bound of a sensible check. A starting point: the right bound is what your model can lose."""

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from toc_cli.errors import missing_extra
-from toc_cli.report import evaluation, gallery, tables
+from toc_cli.report import evaluation, gallery, outcome, tables
 from toc_cli.report.advice import RULES, rerun
 from toc_cli.report.assemble import Report, RunReport, Subject, unweighed
 from toc_cli.report.checks import Outcome
@@ -51,6 +51,15 @@ def render(report: Report) -> str:
         outcomes=[_outcome(o) for o in sorted(report.outcomes, key=lambda o: o.status != "failed")],
         alarms=_alarms(report),
         books=books,
+        decoded=[
+            {
+                "sheet": sheet,
+                "samples": outcome.samples(run.run.record),
+                "sound": run.run.record["outcome"]["kind"] == "sound",
+            }
+            for run in report.runs
+            if (sheet := outcome.sheet(run.run.record))
+        ],
         evaluations=[
             {
                 "headline": evaluation.headline(run.run.record),

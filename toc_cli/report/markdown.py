@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from toc_cli.report import evaluation, tables
+from toc_cli.report import evaluation, outcome, tables
 from toc_cli.report.advice import rerun
 from toc_cli.report.assemble import Report, RunReport, Subject
 from toc_cli.report.checks import Outcome
@@ -26,6 +26,7 @@ def render(report: Report) -> str:
         blocks += [f"### {code(run.run.name)}", *_alarms(run)]
         for subject in run.subjects:
             blocks += _subject(subject, report)
+        blocks += _outcome(run)
         blocks += _evaluation(run)
         blocks.append(_provenance(run))
     return _bounded(blocks)
@@ -103,6 +104,14 @@ def _subject(subject: Subject, report: Report) -> list[str]:
     if levels := _levels(subject):
         blocks.append(_fold("Levels and modalities", levels))
     return blocks
+
+
+def _outcome(run: RunReport) -> list[str]:
+    sheet = outcome.sheet(run.run.record)
+    if sheet is None:
+        return []
+    rows = [(_prose(line.label), *(_prose(str(cell)) for cell in line.cells)) for line in sheet.rows]
+    return [f"**{sheet.title}** {_prose(sheet.text)}", _table([_prose(column) for column in sheet.head], rows)]
 
 
 def _evaluation(run: RunReport) -> list[str]:

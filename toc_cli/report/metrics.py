@@ -230,6 +230,54 @@ _TABLE = (
     ),
     Metric("kept_dim", "Dimensions kept", "count", "", "Dimensions per code after pruning."),
     Metric("bytes_ratio", "Size ratio", "share", "lower", "Bytes of the codebook after pruning as a share of before."),
+    Metric(
+        "output_snr_db",
+        "Change of the output",
+        "db",
+        "higher",
+        "What the model puts out after pruning against before, on the files of --data: 10 log10 of the power before over "
+        "that of the difference, mean over files. Higher is less change; 120 dB stands for none.",
+    ),
+    Metric(
+        "psnr_db",
+        "PSNR",
+        "db",
+        "higher",
+        "Peak signal to noise of the decoded pictures against the data, mean over files.",
+    ),
+    Metric(
+        "ssim",
+        "SSIM",
+        "number",
+        "higher",
+        "Structural similarity of the decoded pictures and the data, mean over files.",
+    ),
+    Metric(
+        "si_sdr_db",
+        "SI-SDR",
+        "db",
+        "higher",
+        "Scale-invariant signal to distortion of the decoded sound against the data, mean over files.",
+    ),
+    Metric(
+        "log_mel_db",
+        "Log-mel distance",
+        "db",
+        "lower",
+        "Mean distance between the log-mel spectrograms of the decoded sound and the data, mean over files.",
+    ),
+    Metric("psnr_db_change", "PSNR, change", "db", "higher", "PSNR after pruning minus before, paired over files."),
+    Metric("ssim_change", "SSIM, change", "number", "higher", "SSIM after pruning minus before, paired over files."),
+    Metric(
+        "si_sdr_db_change", "SI-SDR, change", "db", "higher", "SI-SDR after pruning minus before, paired over files."
+    ),
+    Metric(
+        "log_mel_db_change",
+        "Log-mel distance, change",
+        "db",
+        "lower",
+        "Log-mel distance after minus before, paired over files.",
+    ),
     Metric("output_bytes", "Output size", "bytes", "lower", "Bytes of the file that was written."),
 )
 
@@ -264,6 +312,7 @@ def values(codebook: dict[str, Any], record: dict[str, Any]) -> dict[str, float 
     found |= _whole(codebook)
     found |= {f"output_bytes.{output['mode']}": output["bytes"] for output in record["outputs"]}
     found |= _numbers(codebook["before"], "before.")
+    found |= _outcome(record.get("outcome") or {})
     for level in codebook.get("per_level", ()):
         found |= _numbers(level["after"], f"level{level['level']}.")
         found |= _numbers(level["before"], f"level{level['level']}.before.")
@@ -280,6 +329,12 @@ def values(codebook: dict[str, Any], record: dict[str, Any]) -> dict[str, float 
 
 def _numbers(block: dict[str, Any], prefix: str = "") -> dict[str, float | None]:
     return {prefix + name: block[name] for name in METRICS if name in block}
+
+
+def _outcome(outcome: dict[str, Any]) -> dict[str, float | None]:
+    """What comes out of the model: `masked.psnr_db`, `masked.psnr_db_change`, `before.psnr_db`."""
+    sides = {"before": outcome.get("before", {}), **outcome.get("forms", {})}
+    return {f"{side}.{name}": cell["value"] for side, cells in sides.items() for name, cell in cells.items()}
 
 
 def _missing(found: dict[str, float | None], more: dict[str, float | None]) -> dict[str, float | None]:

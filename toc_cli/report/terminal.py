@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from toc_cli.report import evaluation, tables
+from toc_cli.report import evaluation, outcome, tables
 from toc_cli.report.assemble import Report, Subject
 from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
@@ -32,6 +32,7 @@ def render(report: Report) -> Group:
         parts.append(Text(f"\n{shown(run.run.name)}", style="bold"))
         for subject in run.subjects:
             parts += _subject(subject)
+        parts += outcome.render(run.run.record)
         parts += evaluation.render(run.run.record)
         for alarm in run.alarms:
             said = f"{run.where(alarm)}: {shown(alarm.text, 1000)}"
@@ -42,14 +43,14 @@ def render(report: Report) -> Group:
 def _checks(outcomes: Sequence[Outcome]) -> Group:
     """The checks of each codebook below its record and name, those with a failure first."""
     groups: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        groups.setdefault(outcome.where, []).append(outcome)
+    for one in outcomes:
+        groups.setdefault(one.where, []).append(one)
     parts: list[RenderableType] = []
     for where, own in sorted(groups.items(), key=lambda group: all(o.status != "failed" for o in group[1])):
         table = Table.grid(padding=(0, 1))
-        for outcome in sorted(own, key=lambda outcome: outcome.status != "failed"):
-            level = "warn" if outcome.check.level == "warn" else ""
-            table.add_row(SIGN[outcome.status], Text(outcome.sentence()), Text(level, style="dim"))
+        for one in sorted(own, key=lambda one: one.status != "failed"):
+            level = "warn" if one.check.level == "warn" else ""
+            table.add_row(SIGN[one.status], Text(one.sentence()), Text(level, style="dim"))
         parts += [Text(where, style="dim"), table]
     return Group(*parts)
 
