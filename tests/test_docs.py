@@ -64,7 +64,8 @@ def test_the_options_of_optimize_are_frozen() -> None:
         "--min-agreement", "--sweep", "--codebook", "--layout", "--metric", "--stack", "--assume",
         "--rows", "--table", "--scale", "--modality", "--channel-axis", "--space",
         "--limit", "--eval-rows",
-        "--max-memory", "--device", "--seed", "--output", "--dry-run", "--data", "--no-samples", "--report", "--verify", "--force", "--json", "--quiet",
+        "--max-memory", "--device", "--seed", "--output", "--dry-run", "--data", "--no-samples", "--report",
+            "--verify", "--force", "--json", "--quiet",
     }  # fmt: skip
 
 
