@@ -71,10 +71,10 @@ def test_the_unpruned_quantiser_agrees_with_itself():
 
 def test_logits_have_no_distortion_and_a_perfect_one_no_excess():
     full = quantiser([draw(0, 1, 8, 3)])
-    found = full.lookup(full.levels[0].rows[0])
+    found = full.lookup(full.levels[0].codes[0].double())
     sums = metrics.block_sums(full, found, found.tokens, None)
     assert np.isnan(metrics.measure(sums, full=sums)["distortion"])
-    exact = metrics.block_sums(full, found, found.tokens, full.levels[0].rows[0])
+    exact = metrics.block_sums(full, found, found.tokens, full.levels[0].codes[0].double())
     assert np.isnan(metrics.measure(exact, full=exact)["excess_distortion"])
 
 

@@ -6,7 +6,7 @@ NumPy reductions are single-threaded; matrix products and decompositions run in 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 Array: TypeAlias = np.ndarray | torch.Tensor
+
+TILE_NUMBERS = 1 << 21
+"""Numbers of a tile in float64: 16 MiB."""
 
 _lock = threading.Lock()
 _inside = 0
@@ -81,6 +84,24 @@ def orthonormal(columns: Array) -> np.ndarray:
     """Gram-Schmidt in order: (D, D) whose first d columns span those of `columns` (D, D), for every d."""
     with one_thread():
         return torch.linalg.qr(aligned(columns)).Q.numpy()
+
+
+def weighted_sum(weights: Array, rows: Array, of: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """sum_k weights[k] of(rows[k]) (D,) of rows (K, D), `of` the rows themselves if None; float64, in bounded memory.
+
+    The running sum is the first term of each tile: the bits are those of one sum over all rows.
+    """
+    p = float64(weights)
+    step = max(1, TILE_NUMBERS // max(1, rows.shape[1]))
+    total = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), step):
+        tile = float64(rows[start : start + step])
+        tile = tile if of is None else of(tile)
+        if start:
+            total = np.einsum("k,kd->d", np.append(1.0, p[start : start + step]), np.concatenate([total[None], tile]))
+        else:
+            total = np.einsum("k,kd->d", p[:step], tile)
+    return total
 
 
 def unit_rows(x: Array) -> np.ndarray:

@@ -20,6 +20,8 @@ Stackable = TypeVar("Stackable", "Sums", "Spread")
 
 FIRST = np.zeros(1, dtype=np.int64)
 """All rows as one block."""
+TILE_NUMBERS = 1 << 16
+"""Numbers of a tile of rows: half a MiB in float64, so that what is computed of them stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Sums:
 
     rows: np.ndarray  # (B,) int64
     agree: np.ndarray  # (B, L) tokens equal to the unpruned ones, over rows and heads, divided by H
-    near: np.ndarray  # (B, L) near ties, over rows and heads, divided by H
+    near: np.ndarray  # (B, L) near ties, over rows and heads, divided by H; NaN where they were not asked for
     error: np.ndarray  # (B, L) sum of |target - approximation|^2 through level l; NaN where undefined (logits)
 
 
@@ -47,10 +49,19 @@ def stack(parts: Sequence[Stackable]) -> Stackable:
     return type(first)(**columns)
 
 
+def merged(parts: Stackable, starts: np.ndarray) -> Stackable:
+    """The sums of runs of blocks as one block each: the runs begin at the blocks `starts`."""
+    return type(parts)(**{f.name: np.add.reduceat(getattr(parts, f.name), starts, axis=0) for f in fields(parts)})
+
+
 def block_spread(target: torch.Tensor, shift: np.ndarray, starts: np.ndarray = FIRST) -> Spread:
     """Sums of the blocks of targets (N, V) that begin at rows `starts`, about `shift` (V,), a point near their mean."""
-    off = float64(target) - shift
-    return Spread(np.add.reduceat(off, starts, axis=0), np.add.reduceat(np.einsum("nv,nv->n", off, off), starts))
+    first, squares = [], []
+    for start, stop in zip(starts, [*starts[1:], len(target)], strict=True):
+        off = float64(target[start:stop]) - shift
+        first.append(np.add.reduceat(off, FIRST, axis=0))
+        squares.append(np.einsum("nv,nv->n", off, off))
+    return Spread(np.concatenate(first), np.add.reduceat(np.concatenate(squares), starts))
 
 
 def block_sums(
@@ -69,20 +80,29 @@ def block_sums(
     """
     rows = np.diff([*starts, len(full_tokens)])
     agree = np.add.reduceat((found.tokens == full_tokens).numpy().mean(axis=2), starts)
-    near = np.add.reduceat(found.near_tie.numpy().mean(axis=2), starts)
+    asked = len(found.near_tie) == len(found.tokens)
+    near = np.add.reduceat(found.near_tie.numpy().mean(axis=2), starts) if asked else np.full(agree.shape, np.nan)
     if target is None:
         error = np.full(agree.shape, np.nan)
     else:
-        goal = float64(target)
-        through = [squared_errors(goal, float64(part)) for part in quantiser.approximations(found.tokens)]
-        error = np.add.reduceat(np.stack(through, axis=1), starts)
+        error = np.add.reduceat(squared_errors(quantiser, found.tokens, target, starts), starts)
     return Sums(rows, agree, near, error)
 
 
-def squared_errors(target: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """|target - vector|^2 of each row, both (N, V)."""
-    off = target - vectors
-    return np.einsum("nv,nv->n", off, off)
+def squared_errors(quantiser: Quantiser, tokens: torch.Tensor, target: torch.Tensor, starts: np.ndarray) -> np.ndarray:
+    """|target - approximation|^2 (N, L) of each row through each level, for tokens (N, L, H) and targets (N, V).
+
+    Tile by tile; where the vectors are products, whose rounding may follow the rows multiplied together, block by block.
+    """
+    error = np.empty((len(tokens), len(quantiser.levels)))
+    step = max(1, TILE_NUMBERS // target.shape[1])
+    edges = starts if quantiser.vectors_are_products else np.arange(0, len(tokens), step)
+    for start, stop in zip(edges, [*edges[1:], len(tokens)], strict=True):
+        goal = float64(target[start:stop])
+        for level, part in enumerate(quantiser.approximations(tokens[start:stop])):
+            off = goal - part.numpy()
+            error[start:stop, level] = np.einsum("nv,nv->n", off, off)
+    return error
 
 
 def measure(

@@ -17,11 +17,17 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.ops.assign import Searcher
-from toc_cli.ops.linear import Array, float64, matmul, unit_rows
+from toc_cli.ops.linear import Array, float64, matmul, unit_rows, weighted_sum
 
 Metric: TypeAlias = Literal["euclidean", "cosine", "dot", "logits"]
 
 TILE_ROWS = 4096
+TILE_NUMBERS = 1 << 22
+"""Numbers of a tile that is walked in float64, where no product's rounding fixes its rows."""
+HELD_NUMBERS = 1 << 22
+"""Codes of a quantiser of up to this many numbers are also held in float64, as they are passed on (32 MiB)."""
+HELD_PANELS = 1 << 24
+"""Codes of up to this many numbers stay packed for search (96 MiB); larger ones are packed again for each tile."""
 NEAR_TIE = 1e-6
 
 
@@ -46,14 +52,42 @@ class Level:
     """One level's codes: what is compared, and what is passed on."""
 
     codes: torch.Tensor  # (H, K, D') compared with the kept dimensions of the features
-    rows: torch.Tensor  # (H, K, D) float64, the vectors passed on
+    fill: np.ndarray | None = None  # (H, D) float64, passed on where the codes say nothing; None: they say all
+    unit: bool = False
+    """Whether the codes are passed on at unit length."""
     kept: torch.Tensor | None = None  # (H, D') int64 ascending; None: all D
     rotation: torch.Tensor | None = None  # (H, D, D') float64; None: no rotation
+    held: bool = True
+    """Whether what is passed on is computed once for all codes, or for the chosen ones each time."""
 
     @property
     def dim(self) -> int:
         """D."""
-        return self.rows.shape[-1]
+        return self.codes.shape[-1] if self.fill is None else self.fill.shape[-1]
+
+    def rows(self, head: int, tokens: torch.Tensor | None = None) -> np.ndarray:
+        """The vectors passed on for tokens (N,), or for all codes in order: (N or K, D) float64."""
+        if tokens is None:
+            return self._passed_on(head, self.codes[head])
+        if self.held:
+            return self._held[head][tokens.numpy()]
+        return self._passed_on(head, self.codes[head][tokens.to(self.codes.device).long()])
+
+    @cached_property
+    def _held(self) -> list[np.ndarray]:
+        return [self._passed_on(head, codes) for head, codes in enumerate(self.codes)]
+
+    def _passed_on(self, head: int, codes: torch.Tensor) -> np.ndarray:
+        values = unit_rows(codes) if self.unit else float64(codes)
+        if self.fill is None:
+            return values
+        rows = np.repeat(self.fill[head][None], len(codes), axis=0)
+        if self.rotation is not None:
+            turn = float64(self.rotation[head])
+            rows += matmul(values - matmul(self.fill[head][None], turn), turn.T)
+        elif self.kept is not None:
+            rows[:, self.kept[head].numpy()] = values
+        return rows
 
     def compared(self, z: torch.Tensor, head: int) -> torch.Tensor:
         """The part of z (N, H*D) that meets one head: its columns (N, D), of which `columns` count, or its components (N, D')."""
@@ -70,7 +104,8 @@ class Lookup:
     """The chosen codes and how clear each choice was."""
 
     tokens: torch.Tensor  # (N, L, H) int64
-    near_tie: torch.Tensor  # (N, L, H) bool: the second best lies within 1e-6 relative of the best
+    near_tie: torch.Tensor
+    """(N, L, H) bool: the second best lies within 1e-6 relative of the best; (0, L, H) where not asked for."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +157,26 @@ class Quantiser:
         """The same with its codes on another device: the lookups run there."""
         return replace(self, levels=tuple(replace(level, codes=level.codes.to(device)) for level in self.levels))
 
+    @property
+    def enters(self) -> bool:
+        """Whether `enter` changes features."""
+        return self.project_in is not None or self.norm_in is not None or self.unit_in
+
+    @property
+    def vectors_are_products(self) -> bool:
+        """Whether matrix products make the vectors: their rounding may follow the number of tokens taken together."""
+        turned = self.levels[0].rotation is not None and not self.levels[0].held
+        return bool(self.level_out) or turned
+
     # Forward
 
     def tokens(self, x: Array) -> torch.Tensor:
         """Features (N, W) to tokens (N, L, H) int64, ties to the smaller index. InputError for another width."""
         return self._walk(x, near_ties=False).tokens
 
-    def lookup(self, x: Array) -> Lookup:
-        """Tokens and near ties (N, L, H)."""
-        return self._walk(x, near_ties=True)
+    def lookup(self, x: Array, *, near_ties: bool = True) -> Lookup:
+        """Tokens and, unless not asked for, near ties (N, L, H)."""
+        return self._walk(x, near_ties)
 
     def lookup_after(self, x: Array, tokens: torch.Tensor) -> Lookup:
         """What each level chooses where the levels before it chose `tokens` (N, L, H) int64: each level judged alone."""
@@ -216,8 +262,9 @@ class Quantiser:
         """The same-shape form: every code holds `fill` (L, H, D) off the kept dimensions; the tokens are `pruned`'s."""
         codes = []
         for level, part in zip(self.levels, self.pruned(kept, fill).levels, strict=True):
-            stored = _level(part.codes, part.rows[:, 0].numpy(), False, part.kept, None)
-            codes.append(stored.rows.to(level.codes))
+            raw = replace(part, unit=False)
+            rows = [torch.from_numpy(raw.rows(head)).to(level.codes) for head in range(self.heads)]
+            codes.append(torch.stack(rows))
         return self._with(codes, None)
 
     def mean_fill(self, usage: Sequence[Array]) -> np.ndarray:
@@ -233,7 +280,8 @@ class Quantiser:
         for at, level in enumerate(self.levels if alone else self.levels[:1]):
             counts = float64(usage[at])
             counts = np.where(counts.sum(-1, keepdims=True) > 0, counts, 1.0)
-            fill[at] = np.einsum("hk,hkd->hd", counts / counts.sum(-1, keepdims=True), float64(level.rows))
+            shares = counts / counts.sum(-1, keepdims=True)
+            fill[at] = [weighted_sum(share, codes) for share, codes in zip(shares, level.codes, strict=True)]
         return fill
 
     def _with(
@@ -264,14 +312,22 @@ class Quantiser:
     @cached_property
     def _searchers(self) -> list[list[Searcher]]:
         """Per level and head the codes made ready for search: once, however many blocks of features follow."""
+        return [[self._searcher(level, head, True) for head in range(self.heads)] for level in self.levels]
+
+    @property
+    def _products(self) -> bool:
+        """Whether features meet matrix products on their way, whose rounding may follow the number of rows multiplied together."""
+        turned = self.levels[0].rotation is not None
+        return self.enters or bool(self.level_in) or self.logits is not None or turned
+
+    @cached_property
+    def _stay_packed(self) -> bool:
+        return sum(level.codes.numel() for level in self.levels) <= HELD_PANELS
+
+    def _searcher(self, level: Level, head: int, keep: bool) -> Searcher:
+        codes, kept = level.codes[head], level.columns(head)
         metric: Metric = "dot" if self.stored_unit else self.metric
-        return [
-            [
-                Searcher(codes, metric, None if (kept := level.columns(head)) is None else kept.to(codes.device))
-                for head, codes in enumerate(level.codes)
-            ]
-            for level in self.levels
-        ]
+        return Searcher(codes, metric, None if kept is None else kept.to(codes.device), keep=keep)
 
     def _checked(self, x: Array) -> torch.Tensor:
         tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(x)
@@ -285,12 +341,17 @@ class Quantiser:
     def _walk(self, x: Array, near_ties: bool) -> Lookup:
         x = self._checked(x)
         plain = (
-            len(self.levels) == 1 and self.width == self.heads * self.dim and self.logits is None and not self.unit_in
+            len(self.levels) == 1 and self.width == self.heads * self.dim and self.logits is None and not self.enters
         )
-        step = len(x) if plain and self.project_in is None and not self.level_in else TILE_ROWS
+        if plain and not self.level_in:
+            step = len(x)
+        elif self._products or self._stay_packed:
+            step = TILE_ROWS
+        else:
+            step = max(TILE_ROWS, TILE_NUMBERS // self.width)
         parts = [self._tile(tile, near_ties) for tile in x.split(max(1, step))]
         tokens, ties = zip(*parts, strict=True)
-        return Lookup(torch.cat(tokens), torch.cat(ties))
+        return Lookup(torch.cat(tokens), torch.cat(ties)[: None if near_ties else 0])
 
     def _tile(
         self, x: torch.Tensor, near_ties: bool, given: torch.Tensor | None = None
@@ -303,7 +364,7 @@ class Quantiser:
         for at, level in enumerate(self.levels):
             z = self._level_input(at, state)
             for head in range(self.heads):
-                searcher = self._searchers[at][head]
+                searcher = self._searchers[at][head] if self._stay_packed else self._searcher(level, head, False)
                 columns = level.compared(z, head).to(level.codes.device)
                 if near_ties:
                     found = searcher.nearest(columns)
@@ -340,9 +401,9 @@ class Quantiser:
 
     def _level_vectors(self, level: int, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (N, H) of one level to (N, V) float64."""
-        rows = self.levels[level].rows
-        flat = torch.cat([rows[head][tokens[:, head]] for head in range(self.heads)], dim=1)
-        return torch.from_numpy(_affine(self.level_out[level], flat.numpy())) if self.level_out else flat
+        parts = [self.levels[level].rows(head, tokens[:, head]) for head in range(self.heads)]
+        flat = parts[0] if self.heads == 1 else np.concatenate(parts, axis=1)
+        return torch.from_numpy(_affine(self.level_out[level], flat) if self.level_out else flat)
 
     def _unit_heads(self, z: np.ndarray) -> np.ndarray:
         return unit_rows(z.reshape(len(z), self.heads, -1)).reshape(len(z), -1)
@@ -391,8 +452,10 @@ def _levels(
     kept: torch.Tensor | None,
     rotation: torch.Tensor | None,
 ) -> tuple[Level, ...]:
+    width = max(table.shape[-1] for table in tables) if fill is None else np.shape(fill)[-1]
+    held = sum(table.shape[0] * table.shape[1] * width for table in tables) <= HELD_NUMBERS
     if kept is None and rotation is None:
-        return tuple(_level(table, np.empty(0), unit_vectors, None, None) for table in tables)
+        return tuple(Level(table, None, unit_vectors, held=held) for table in tables)
     if fill is None:
         raise ValueError("a pruned quantiser needs the constant of its dropped dimensions (zeros will do)")
     constants = float64(fill)
@@ -400,28 +463,7 @@ def _levels(
         raise ValueError("a cosine lookup or unit vectors allow no constant but 0")
     at = _per_level(kept, len(tables))
     turn = _per_level(rotation, len(tables))
-    return tuple(_level(table, constants[n], unit_vectors, at[n], turn[n]) for n, table in enumerate(tables))
-
-
-def _level(
-    codes: torch.Tensor,
-    fill: np.ndarray,
-    unit_vectors: bool,
-    kept: torch.Tensor | None,
-    rotation: torch.Tensor | None,
-) -> Level:
-    """One level from its codes (H, K, D'): the rows passed on hold `fill` (H, D) wherever the codes say nothing."""
-    values = unit_rows(codes) if unit_vectors else float64(codes)
-    if kept is None and rotation is None:
-        return Level(codes, torch.from_numpy(values))
-    rows = np.repeat(fill[:, None], codes.shape[1], axis=1)  # (H, K, D)
-    for head in range(len(codes)):
-        if rotation is not None:
-            turn = float64(rotation[head])
-            rows[head] += matmul(values[head] - matmul(fill[head][None], turn), turn.T)
-        elif kept is not None:
-            rows[head][:, kept[head].numpy()] = values[head]
-    return Level(codes, torch.from_numpy(rows), kept, rotation)
+    return tuple(Level(table, constants[n], unit_vectors, at[n], turn[n], held) for n, table in enumerate(tables))
 
 
 def _per_level(stacked: torch.Tensor | None, levels: int) -> Sequence[torch.Tensor | None]:

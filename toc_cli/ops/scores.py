@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from toc_cli.errors import InputError
-from toc_cli.ops.linear import Array, float64
+from toc_cli.ops.linear import Array, float64, weighted_sum
 from toc_cli.ops.moments import Moments, moments, variance
 
 TOC_WEIGHTS = (0.7, 0.3)
@@ -53,20 +53,19 @@ def usage_similarity_and_variance(codes: Array, usage: Array) -> tuple[np.ndarra
     m = sum p e, V = sum p (e - m)^2 / (1 - sum p^2), S = (m^2 - sum p^2 e^2) / (1 - sum p^2).
     InputError where fewer than two codes are chosen.
     """
-    e, p = float64(codes), float64(usage)
+    p = float64(usage)
     used = np.count_nonzero(p)
     if used < 2:
         raise InputError(
             f"The features choose {used} of {len(p)} codes: usage weights need two.", "Use --criterion toc."
         )
     p = p / p.sum()
-    mean = np.einsum("k,kd->d", p, e)
-    mean = mean + np.einsum("k,kd->d", p, e - mean)
-    off = e - mean
+    near = weighted_sum(p, codes)
+    mean = near + weighted_sum(p, codes, lambda e: e - near)
     left = np.sum(p * (1 - p))  # 1 - sum p^2, without cancellation
-    v = np.einsum("k,kd->d", p, off * off) / left
+    v = weighted_sum(p, codes, lambda e: (e - mean) * (e - mean)) / left
     # sum p^2 e^2 written around the mean, so that m^2 does not cancel where one code dominates
-    s = mean**2 - np.einsum("k,kd->d", p * p, off * (off + 2 * mean)) / left
+    s = mean**2 - weighted_sum(p * p, codes, lambda e: (e - mean) * ((e - mean) + 2 * mean)) / left
     return s, v
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,13 +34,28 @@ class Ranking:
 class Choice:
     """The kept dimensions of one codebook at one D'."""
 
+    full: Quantiser
     ranking: Ranking
     selections: list[list[Selection]]
     kept: torch.Tensor  # (L or 1, H, D') int64; of components, for a rotation
     rotation: torch.Tensor | None  # (L or 1, H, D, D') float64
     fill: np.ndarray  # (L, H, D)
-    form: Quantiser
-    """The pruned quantiser, with the projection in."""
+
+    @cached_property
+    def form(self) -> Quantiser:
+        """The pruned quantiser, with the projection in."""
+        return self.build()
+
+    def build(self) -> Quantiser:
+        """`form`, made anew: for one that is not to stay in memory."""
+        if self.rotation is None:
+            return self.full.pruned(self.kept, self.fill)
+        return self.full.rotated(self.rotation, self.fill)
+
+    @property
+    def identity(self) -> bytes:
+        """Equal for choices of one codebook whose forms are equal."""
+        return (self.kept if self.rotation is None else self.rotation).numpy().tobytes()
 
     @property
     def count(self) -> int:
@@ -88,19 +104,19 @@ def turned(about: Known, rotation: Rotation) -> Scores:
     return Scores(rotation.eigenvalues, *similarity_and_variance(moments(rotation.apply(about.scored))))
 
 
-def choose(study: Study, ranking: Ranking, count: int) -> Choice:
-    """Keep `count` dimensions of each set, with the constant that stands in for the dropped ones."""
+def choose(study: Study, ranking: Ranking, count: int, fill: np.ndarray | None = None) -> Choice:
+    """Keep `count` dimensions of each set, with the constant that stands in for the dropped ones: `constants` unless given."""
     source, options = study.source, study.options
     ratio = parse_ratio(options.ratio) if options.ratio else None
     selections = [[select(s.score, count, ratio, s.last) for s in level] for level in ranking.scores]
     heads = source.full.heads
     kept = torch.stack([torch.stack([s.kept for s in level] * (heads // len(level))) for level in selections])
-    constant = constants(study)
+    constant = constants(study) if fill is None else fill
     if ranking.rotations is None:
-        return Choice(ranking, selections, kept, None, constant, source.full.pruned(kept, constant))
+        return Choice(source.full, ranking, selections, kept, None, constant)
     turns = [[turn.leading(count) for turn in level] * (heads // len(level)) for level in ranking.rotations]
     rotation = torch.from_numpy(np.array(turns))
-    return Choice(ranking, selections, kept, rotation, constant, source.full.rotated(rotation, constant))
+    return Choice(source.full, ranking, selections, kept, rotation, constant)
 
 
 def constants(study: Study) -> np.ndarray:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.metrics import Sums, measure, stack
-from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
-from toc_cli.pipeline.choice import choose, rank_dimensions
+from toc_cli.pipeline.choice import Choice, choose, constants, rank_dimensions
 from toc_cli.pipeline.options import Options
-from toc_cli.pipeline.sample import measure_forms, shift_of
+from toc_cli.pipeline.sample import Measured, Sample, measure_forms, shift_of
 from toc_cli.pipeline.study import Study
 
 FIELDS = ("token_agreement", "excess_distortion", "distortion")
@@ -45,46 +45,77 @@ def parse_sweep(text: str, dim: int) -> list[int]:
     return sorted({count for count in counts if count is not None})
 
 
+Point: TypeAlias = tuple[str, int, int]
+"""Criterion, D', seed."""
+
+
 class Curve:
-    """Measures pruned forms of one codebook at any number of kept dimensions, over all its modalities together."""
+    """Measures pruned forms of one codebook at any number of kept dimensions, over all its modalities together.
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    Each modality's sample is read and met by the full codebook once, as far as `hold` bytes allow for a study of several passes.
+    """
 
-    def builder(self, criterion: str, count: int, seed: int) -> Callable[[], Quantiser]:
-        """A form that ranks by `criterion` and keeps `count`, built when called."""
+    def __init__(self, study: Study, hold: int = 0) -> None:
+        self.study, self.hold = study, hold
+
+    @cached_property
+    def _fill(self) -> np.ndarray:
+        return constants(self.study)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The sample of each modality."""
+        shift = shift_of(self.study)
+        return [Sample(self.study, fit, shift, self.hold // len(self.study.fits)) for fit in self.study.fits]
+
+    def choice(self, criterion: str, count: int, seed: int) -> Choice:
+        """What `criterion` keeps of `count` dimensions; `--ratio` goes with the run's own criterion alone."""
         study = self.study if criterion == self.study.options.criterion else self.study.asking(ratio=None)
+        return choose(study, rank_dimensions(study, criterion, seed), count, self._fill)
 
-        def build() -> Quantiser:
-            return choose(study, rank_dimensions(study, criterion, seed), count).form
+    def measure(self, wanted: Mapping[str, Choice], keep: Collection[str] = ()) -> dict[str, Measured]:
+        """What each choice does on each modality's sample; choices that keep the same are measured once."""
+        first: dict[bytes, str] = {}
+        same = {name: first.setdefault(choice.identity, name) for name, choice in wanted.items()}
+        forms = {name: wanted[name].build for name in first.values()}
+        asked = {same.get(name, name) for name in keep}
+        runs = {sample.fit.dataset.name: measure_forms(sample, forms, asked) for sample in self.samples}
+        for run in runs.values():
+            run.sums |= {name: run.sums[of] for name, of in same.items()}
+            run.tokens |= {name: run.tokens[of] for name, of in same.items() if of in asked}
+        return runs
 
-        return build
+    def points(self, wanted: Sequence[Point]) -> dict[Point, dict[str, float | None]]:
+        """`FIELDS` at each point, pooled over modalities."""
+        return self.pooled(self.measure(self.choices(wanted)), wanted)
 
-    def points(self, wanted: Sequence[tuple[str, int, int]]) -> dict[tuple[str, int, int], dict[str, float | None]]:
-        """`FIELDS` at each (criterion, D', seed), pooled over modalities."""
-        study = self.study
-        forms = {str(at): self.builder(*point) for at, point in enumerate(wanted)}
-        shift = shift_of(study)
-        runs = [measure_forms(study, fit, forms, (), shift) for fit in study.fits]
-        full = stack([run.sums["full"] for run in runs])
-        pooled = {point: stack([run.sums[str(at)] for run in runs]) for at, point in enumerate(wanted)}
-        return {point: figures(sums, full) for point, sums in pooled.items()}
+    def choices(self, wanted: Sequence[Point]) -> dict[str, Choice]:
+        """The choice of each point, by the name that `pooled` knows it by."""
+        return {repr(point): self.choice(*point) for point in wanted}
 
-    def sweep(self, counts: Sequence[int]) -> dict[str, Any]:
-        """The record's `sweep`: every criterion that the given features allow, at every count."""
-        options, dim = self.study.options, self.study.full.dim
-        criteria = [
-            name for name, row in CRITERIA.items() if row.need in ("codes", "usage") or name == options.criterion
-        ]
-        seeds = {name: RANDOM_SEEDS if name == "random" else 1 for name in criteria}
-        below = [count for count in counts if count < dim]
-        wanted = [(name, count, options.seed + k) for name in criteria for count in below for k in range(seeds[name])]
-        found = self.points(wanted)
+    def pooled(self, runs: Mapping[str, Measured], wanted: Sequence[Point]) -> dict[Point, dict[str, float | None]]:
+        """`FIELDS` of points that were measured."""
+        full = stack([run.sums["full"] for run in runs.values()])
+        return {point: figures(stack([run.sums[repr(point)] for run in runs.values()]), full) for point in wanted}
+
+    def swept(self, counts: Sequence[int]) -> list[Point]:
+        """The points of `--sweep`: every criterion that the given features allow, at every count below D."""
+        below = [count for count in counts if count < self.study.full.dim]
+        return [(name, count, seed) for name, seeds in self._criteria().items() for count in below for seed in seeds]
+
+    def _criteria(self) -> dict[str, list[int]]:
+        """The criteria of a sweep, with their seeds."""
+        options = self.study.options
+        names = [name for name, row in CRITERIA.items() if row.need in ("codes", "usage") or name == options.criterion]
+        return {name: [options.seed + k for k in range(RANDOM_SEEDS if name == "random" else 1)] for name in names}
+
+    def sweep(self, counts: Sequence[int], found: Mapping[Point, dict[str, float | None]]) -> dict[str, Any]:
+        """The record's `sweep`, from the points that `swept` asked for."""
         lossless = {"token_agreement": 1.0, "excess_distortion": 0.0}
         curves: dict[str, Any] = {}
-        for name in criteria:
+        for name, seeds in self._criteria().items():
             rows = [
-                [found[name, count, options.seed + k] for k in range(seeds[name])] if count < dim else [lossless]
+                [found[name, count, seed] for seed in seeds] if count < self.study.full.dim else [lossless]
                 for count in counts
             ]
             curves[name] = {field: [mean([row[field] for row in at]) for at in rows] for field in lossless}

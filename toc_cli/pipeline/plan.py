@@ -25,7 +25,7 @@ from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.artefacts import as_artefact
 from toc_cli.pipeline.census import Census
-from toc_cli.pipeline.choice import Choice, choose, rank_dimensions
+from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
@@ -38,7 +38,7 @@ from toc_cli.pipeline.provenance import hash_inputs, inputs_of
 from toc_cli.pipeline.ranks import Ranks, from_environment
 from toc_cli.pipeline.reading.explained import unexplained
 from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, constant_everywhere, run_record
-from toc_cli.pipeline.sample import Form, Measured, measure_forms, sampled_rows, shift_of
+from toc_cli.pipeline.sample import sampled_rows
 from toc_cli.pipeline.source import Fit, Source, device_of, fits, sources
 from toc_cli.pipeline.study import Study
 
@@ -211,14 +211,18 @@ def plan_optimization(
     hashes = hash_inputs(ckpt, opened, ranks)
     count_usage(studies)
     counted = time.perf_counter()
+    curves = [Curve(study, _held(options) // len(studies)) for study in studies]
     chosen = [
-        (study, choose(study, rank_dimensions(study, options.criterion, options.seed), size))
-        for study, size in zip(studies, _sizes(studies), strict=True)
+        (curve.study, curve.choice(options.criterion, size, options.seed))
+        for curve, size in zip(curves, _sizes(curves), strict=True)
     ]
     if outputs is not None:
         wanted = [Wanted(study.source, choice.count, choice.rotation is not None) for study, choice in chosen]
         refuse_impossible(ckpt, wanted, outputs.checkpoints)
-    entries = [{**_entry(study, choice), "forms": forms_of(ckpt, study.source, choice)} for study, choice in chosen]
+    entries = [
+        {**_entry(curve, choice), "forms": forms_of(ckpt, study.source, choice)}
+        for curve, (study, choice) in zip(curves, chosen, strict=True)
+    ]
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
     opened.refuse_changes()
     met = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
@@ -235,29 +239,32 @@ def plan_optimization(
     return Plan(ckpt, opened, options, chosen, record, outputs, ranks, data)
 
 
-def _sizes(studies: Sequence[Study]) -> list[int]:
+def _held(options: Options) -> int:
+    """Bytes for samples that several passes read: `auto` measures more than once."""
+    return options.max_memory // 2 if options.keep == "auto" else 0
+
+
+def _sizes(curves: Sequence[Curve]) -> list[int]:
     """D' of each codebook; `auto` is the largest need among codebooks that must be cut to one size."""
-    sizes = [parse_keep(study.options.keep, study.full.dim) or Curve(study).smallest() for study in studies]
-    words = [study.source.book.together for study in studies]
+    sizes = [parse_keep(curve.study.options.keep, curve.study.full.dim) or curve.smallest() for curve in curves]
+    words = [curve.study.source.book.together for curve in curves]
     largest: dict[str, int] = {}
     for word, size in zip(words, sizes, strict=True):
         largest[word] = max(size, largest.get(word, 0))
     return [largest[word] if word else size for word, size in zip(words, sizes, strict=True)]
 
 
-def _entry(study: Study, choice: Choice) -> dict[str, Any]:
-    """Measure the choice against the baselines and describe it."""
-    curve, options = Curve(study), study.options
-    forms: dict[str, Form] = {CHOSEN: lambda: choice.form}
-    forms |= {f"random{k}": curve.builder("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
-    forms |= {name: curve.builder(name, choice.count, options.seed) for name in ("variance", "pca")}
-    shift = shift_of(study)
-    runs: dict[str, Measured] = {
-        fit.dataset.name: measure_forms(study, fit, forms, ("full", CHOSEN), shift) for fit in study.fits
-    }
-    sweep = curve.sweep(parse_sweep(options.sweep, study.full.dim)) if options.sweep else None
+def _entry(curve: Curve, choice: Choice) -> dict[str, Any]:
+    """Measure the choice against the baselines, and the sweep, in one pass, and describe it."""
+    study, options = curve.study, curve.study.options
+    wanted = {CHOSEN: choice}
+    wanted |= {f"random{k}": curve.choice("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
+    wanted |= {name: curve.choice(name, choice.count, options.seed) for name in ("variance", "pca")}
+    counts = parse_sweep(options.sweep, study.full.dim) if options.sweep else []
+    points = curve.swept(counts)
+    runs = curve.measure(wanted | curve.choices(points), keep=("full", CHOSEN))
     return BookRecord(study, choice, runs).build(
-        sweep=sweep,
+        sweep=curve.sweep(counts, curve.pooled(runs, points)) if options.sweep else None,
         stability=stability_of(study, choice),
         modality_agreement=modality_agreement(study, choice.count),
         probe=probe_labels(study, choice, runs),

@@ -5,19 +5,23 @@ Every figure is a sum over blocks of the sample, so that neither the reader's ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from toc_cli.io.features import Stream
-from toc_cli.ops.metrics import Spread, Sums, block_spread, block_sums, stack
+from toc_cli.ops.blocks import MOST_ROWS
+from toc_cli.ops.metrics import Spread, Sums, block_spread, block_sums, merged, stack
 from toc_cli.ops.quantiser import Lookup, Quantiser, quantiser
-from toc_cli.pipeline.source import Fit, entered, form_for, has_projection
+from toc_cli.pipeline.source import Fit, entered, form_for
 from toc_cli.pipeline.study import Study
 
 CHUNK_ROWS = 65536
+"""Rows that a form meets at once, fewer where they take more than CHUNK_BYTES or a quarter of the budget."""
+CHUNK_BYTES = 1 << 27
+PIECE_NUMBERS = 1 << 19
+"""Numbers of a piece of a block: 4 MiB in float64."""
 SHIFT_ROWS = 1024
 """Rows whose mean stands for that of the features."""
 
@@ -47,37 +51,142 @@ class Measured:
     """(n,) the row's place in its modality."""
 
 
-def measure_forms(
-    study: Study, fit: Fit, forms: Mapping[str, Form], keep_tokens: Sequence[str], shift: np.ndarray
-) -> Measured:
+class Sample:
+    """The sampled rows of one modality: read, projected and quantised with all dimensions once, then met by any number of forms.
+
+    Of what several passes need, `hold` bytes are held between them; the rest is read, or searched, again.
+    """
+
+    def __init__(self, study: Study, fit: Fit, shift: np.ndarray, hold: int = 0) -> None:
+        """`shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`)."""
+        self.study, self.fit, self.shift = study, fit, shift
+        self.blocks = fit.dataset.sample(study.options.eval_rows)
+        full, ranks = form_for(study.full, fit), study.ranks
+        self._enters = full.enters and not full.level_in
+        share = range(ranks.rank * len(self.blocks) // ranks.world, (ranks.rank + 1) * len(self.blocks) // ranks.world)
+        width = max(full.width, full.heads * full.dim)
+        self._pieces = [piece for at in share for piece in pieces(*self.blocks[at], width)]
+        tokens = len(full.levels) * full.heads
+        row_bytes = width * (8 + fit.dataset.dtype.itemsize) + 32 * tokens
+        self._chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes, study.budget // 4 // row_bytes))
+        mine = sum(stop - start for start, stop in self._pieces)
+        self._hold_tokens = mine * tokens * 4 <= hold
+        self._truths: list[_Truth] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows of the sample, on all ranks."""
+        return sum(stop - start for start, stop in self.blocks)
+
+    def side(self, form: Quantiser) -> Quantiser:
+        """A form as the rows of `chunks` meet it."""
+        return entered(form) if self._enters else form_for(form, self.fit)
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]], _Truth]]:
+        """This rank's rows (n, W) a chunk at a time, each piece's place among them, and what the full codebook makes of them."""
+        full = self.side(self.study.full)
+        truths = []
+        for at, (x, bounds) in enumerate(self._read()):
+            truth = self._truths[at] if self._truths else self._truth(full, x, bounds)
+            if self._hold_tokens:
+                truths.append(truth)
+            yield x, bounds, truth
+        self._truths = truths
+
+    def _truth(self, full: Quantiser, x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> _Truth:
+        found, target, starts = lookups(full, x, bounds), target_of(full, x, bounds), firsts(bounds)
+        spread = None if target is None else block_spread(target, self.shift, starts)
+        most = max(level.codes.shape[1] for level in full.levels)
+        tokens = found.tokens.to(torch.int16 if most <= 2**15 else torch.int32)
+        return _Truth(tokens, spread, block_sums(full, found, found.tokens, target, starts))
+
+    def _groups(self) -> Iterator[list[tuple[int, int]]]:
+        """Pieces read together."""
+        group: list[tuple[int, int]] = []
+        for piece in self._pieces:
+            group.append(piece)
+            if sum(stop - start for start, stop in group) >= self._chunk_rows:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _read(self) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]]]]:
+        """The rows of each group, and its pieces as places among them."""
+        full = form_for(self.study.full, self.fit)
+        runs = self.fit.dataset.ranges([run for group in self._groups() for run in joined(group)])
+        for group in self._groups():
+            ends = np.cumsum([stop - start for start, stop in group]).tolist()
+            bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+            parts: list[np.ndarray] = []
+            while sum(map(len, parts)) < ends[-1]:
+                parts.append(next(runs)[1])
+            x = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            if self._enters:
+                # Projected piece by piece: its rounding must not follow the number of rows read together.
+                x = torch.cat([full.enter(x[start:stop]) for start, stop in bounds])
+            yield x, bounds
+
+
+@dataclass
+class _Truth:
+    """What the full codebook makes of a chunk: tokens (n, L, H) and sums per piece."""
+
+    tokens: torch.Tensor
+    spread: Spread | None
+    sums: Sums
+
+
+def pieces(start: int, stop: int, width: int) -> list[tuple[int, int]]:
+    """A block of rows cut into pieces that are computed at once: of at most PIECE_NUMBERS numbers in rows of `width`, by size alone."""
+    step = max(1, min(MOST_ROWS, PIECE_NUMBERS // width))
+    return [(at, min(stop, at + step)) for at in range(start, stop, step)]
+
+
+def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending ranges of rows, those that touch made one."""
+    found: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if found and found[-1][1] == start:
+            start = found.pop()[0]
+        found.append((start, stop))
+    return found
+
+
+def firsts(bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+    """First rows of ranges, as an array."""
+    return np.array([start for start, _ in bounds])
+
+
+def measure_forms(sample: Sample, forms: Mapping[str, Form], keep: Collection[str]) -> Measured:
     """Compare every form with the full codebook on the sample of one modality; the same on every rank.
 
-    `shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`).
+    Of the forms named in `keep`, and of `full`, tokens and near ties are wanted as well; near ties of others are NaN.
     """
-    ranks = study.ranks
-    blocks = fit.dataset.sample(study.options.eval_rows)
-    share = range(ranks.rank * len(blocks) // ranks.world, (ranks.rank + 1) * len(blocks) // ranks.world)
     parts: list[_Part] = []
-    total = sum(stop - start for start, stop in blocks) * (1 + len(forms))
-    with study.progress(f"comparing on {fit.dataset.name}", total) as advance:
-        for x, bounds in _chunks(fit.dataset, [blocks[at] for at in share]):
-            parts.append(_compare(study.full, fit, x, bounds, forms, keep_tokens, shift, advance))
-    joined = ranks.concatenate(parts)
-    paired = next(other.dataset for other in study.fits if other.dataset.pairs_with(fit.dataset))
+    with sample.study.progress(f"comparing on {sample.fit.dataset.name}", sample.rows * (1 + len(forms))) as advance:
+        for x, bounds, truth in sample.chunks():
+            parts.append(_compare(sample, x, bounds, truth, forms, keep, advance))
+    gathered = sample.study.ranks.concatenate(parts)
+    stream = sample.fit.dataset
+    paired = next(fit.dataset for fit in sample.study.fits if fit.dataset.pairs_with(stream))
     measured = Measured(
-        rows=sum(stop - start for start, stop in blocks),
-        unit=fit.dataset.unit,
-        units=fit.dataset.units_in(blocks),
-        strata=((paired.name, len(blocks)),),
+        rows=sample.rows,
+        unit=stream.unit,
+        units=stream.units_in(sample.blocks),
+        strata=((paired.name, len(sample.blocks)),),
     )
-    spreads = [part.spread for part in joined if part.spread is not None]
-    measured.spread = stack(spreads) if spreads else None
+    width = max(sample.study.full.width, sample.study.full.heads * sample.study.full.dim)
+    counts = [len(pieces(start, stop, width)) for start, stop in sample.blocks]
+    edges = np.cumsum([0, *counts[:-1]])
+    spreads = [part.spread for part in gathered if part.spread is not None]
+    measured.spread = merged(stack(spreads), edges) if spreads else None
     for name in ("full", *forms):
-        measured.sums[name] = stack([part.sums[name] for part in joined])
-    for name in keep_tokens:
-        measured.tokens[name] = torch.cat([part.tokens[name] for part in joined])
-    measured.block_of_row = np.repeat(np.arange(len(blocks)), [stop - start for start, stop in blocks])
-    measured.positions = np.concatenate([np.arange(start, stop) for start, stop in blocks])
+        measured.sums[name] = merged(stack([part.sums[name] for part in gathered]), edges)
+    for name in keep:
+        measured.tokens[name] = torch.cat([part.tokens[name] for part in gathered])
+    measured.block_of_row = np.repeat(np.arange(len(sample.blocks)), [stop - start for start, stop in sample.blocks])
+    measured.positions = np.concatenate([np.arange(start, stop) for start, stop in sample.blocks])
     return measured
 
 
@@ -86,25 +195,6 @@ class _Part:
     spread: Spread | None
     sums: dict[str, Sums]
     tokens: dict[str, torch.Tensor]
-
-
-def _chunks(stream: Stream, blocks: Sequence[tuple[int, int]]) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]]]]:
-    """Blocks read together up to CHUNK_ROWS: the rows (n, W), and each block's place among them."""
-    held: list[np.ndarray] = []
-    bounds: list[tuple[int, int]] = []
-    pieces = stream.ranges(blocks)
-    for start, stop in blocks:
-        missing = stop - start
-        while missing:
-            held.append(next(pieces)[1])
-            missing -= len(held[-1])
-        at = bounds[-1][1] if bounds else 0
-        bounds.append((at, at + stop - start))
-        if bounds[-1][1] >= CHUNK_ROWS:
-            yield torch.from_numpy(np.concatenate(held)), bounds
-            held, bounds = [], []
-    if held:
-        yield torch.from_numpy(np.concatenate(held)), bounds
 
 
 def shift_of(study: Study) -> np.ndarray:
@@ -126,47 +216,45 @@ def sampled_rows(study: Study, count: int) -> torch.Tensor:
 
 
 def _compare(
-    whole: Quantiser,
-    fit: Fit,
+    sample: Sample,
     x: torch.Tensor,
     bounds: Sequence[tuple[int, int]],
+    truth: _Truth,
     forms: Mapping[str, Form],
-    keep_tokens: Sequence[str],
-    shift: np.ndarray,
+    keep: Collection[str],
     advance: Callable[[int], None],
 ) -> _Part:
-    full = form_for(whole, fit)
-    before = (has_projection(full) or full.unit_in) and not full.level_in
-    if before:
-        # Projected once, block by block: its rounding must not follow the number of rows read together.
-        x = torch.cat([full.enter(x[start:stop]) for start, stop in bounds])
-        full = entered(full)
-    truth = lookups(full, x, bounds)
-    starts = np.array([start for start, _ in bounds])
-    target = full.target(x)
-    spread = None if target is None else block_spread(target, shift, starts)
-    part = _Part(spread, {"full": block_sums(full, truth, truth.tokens, target, starts)}, {})
-    if "full" in keep_tokens:
-        part.tokens["full"] = truth.tokens
+    target, starts = target_of(sample.side(sample.study.full), x, bounds), firsts(bounds)
+    part = _Part(truth.spread, {"full": truth.sums}, {"full": truth.tokens} if "full" in keep else {})
     advance(len(x))
     for name, build in forms.items():
-        form = entered(build()) if before else form_for(build(), fit)
-        found = lookups(form, x, bounds)
+        form = sample.side(build())
+        found = lookups(form, x, bounds, near_ties=name in keep)
         part.sums[name] = block_sums(form, found, truth.tokens, target, starts)
-        if name in keep_tokens:
-            part.tokens[name] = found.tokens
+        if name in keep:
+            part.tokens[name] = found.tokens.to(truth.tokens.dtype)
         advance(len(x))
     return part
 
 
-def lookups(form: Quantiser, x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> Lookup:
-    """Tokens and near ties of rows (n, W). A product before the search is made block by block, so that its rounding does not
-    follow the rows read together; the search itself meets all rows at once where it can."""
+def target_of(full: Quantiser, x: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> torch.Tensor | None:
+    """What the vectors approximate, (n, V): the rows themselves, or computed piece by piece; None for logits."""
+    if full.logits is not None:
+        return None
+    if not (full.between_unit or full.enters):
+        return x
+    found = [full.target(x[start:stop]) for start, stop in bounds]
+    return torch.cat([target for target in found if target is not None])
+
+
+def lookups(form: Quantiser, x: torch.Tensor, bounds: Sequence[tuple[int, int]], near_ties: bool = True) -> Lookup:
+    """Tokens of rows (n, W), and near ties where they are wanted. A product before the search is made piece by piece, so that
+    its rounding does not follow the rows read together; the search itself meets all rows at once where it can."""
     first = form.levels[0]
     if form.level_in or form.logits is not None or (first.rotation is not None and len(form.levels) > 1):
-        parts = [form.lookup(x[start:stop]) for start, stop in bounds]
+        parts = [form.lookup(x[start:stop], near_ties=near_ties) for start, stop in bounds]
         return Lookup(torch.cat([part.tokens for part in parts]), torch.cat([part.near_tie for part in parts]))
     if first.rotation is None:
-        return form.lookup(x)
+        return form.lookup(x, near_ties=near_ties)
     turned = [torch.cat([first.compared(x[start:stop], head) for start, stop in bounds]) for head in range(form.heads)]
-    return quantiser([first.codes], metric=form.metric).lookup(torch.cat(turned, dim=1))
+    return quantiser([first.codes], metric=form.metric).lookup(torch.cat(turned, dim=1), near_ties=near_ties)

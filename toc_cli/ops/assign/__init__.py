@@ -87,12 +87,15 @@ def nearest(
 class Searcher:
     """A codebook (K, D) made ready once, for many blocks of rows: the same answers as `assign` and `nearest`.
 
-    The codes must not change while it lives. `kept` (D',) int64 as in `assign`, with codes of the D' kept columns.
+    The codes must not change while it lives. `kept` (D',) int64 as in `assign`, with codes of the D' kept columns. Without
+    `keep`, a large codebook is packed again for each block, slice by slice, so that it does not drive the memory.
     """
 
-    def __init__(self, codes: Tensor, metric: str = "euclidean", kept: Tensor | None = None) -> None:
+    def __init__(
+        self, codes: Tensor, metric: str = "euclidean", kept: Tensor | None = None, *, keep: bool = True
+    ) -> None:
         self.codes, self.metric, self.kept = codes, metric, kept
-        self._packed = native.Packed(codes, metric, keep=True) if choose(codes.device) == "native" else None
+        self._packed = native.Packed(codes, metric, keep=keep) if choose(codes.device) == "native" else None
 
     def assign(self, x: Tensor) -> Tensor:
         """Index (N,) int64 of the nearest code to each row of x."""
