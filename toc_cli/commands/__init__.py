@@ -87,6 +87,7 @@ def main() -> None:
 def run() -> int:
     """Run the program; turn every error into its sentence; the exit code of the contract."""
     soften(sys.stdout, sys.stderr)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a lost process has our sentence, not a stack of frames
     code: object
     with Interrupt() as interrupt:
         try:

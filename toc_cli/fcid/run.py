@@ -19,6 +19,7 @@ from toc_cli.fcid.run_folder import RunFolder, load_model
 from toc_cli.fcid.settings import merge, read_settings
 from toc_cli.fcid.train_config import RunConfig, run_config
 from toc_cli.fcid.trainer import Summary, Trainer, Watcher
+from toc_cli.io.peers import Peers, announced
 
 
 def train(
@@ -84,16 +85,19 @@ def initial_of(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def processes(device: str) -> Iterator[tuple[Comm, torch.device]]:
     """This process's communicator and device; under torchrun it joins the others (gloo on CPUs, nccl on GPUs)."""
     place = device_of(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    rank, world = announced()
+    if world == 1 or dist.is_initialized():
         yield current_comm(), place
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield current_comm(), place
-    finally:
-        dist.destroy_process_group()
+    peers = Peers(rank, world)
+    peers.join("nccl" if place.type == "cuda" else "gloo")
+    with peers.watched():
+        try:
+            yield current_comm(), place
+        finally:
+            dist.destroy_process_group()
 
 
 def device_of(name: str, local_rank: int = 0) -> torch.device:

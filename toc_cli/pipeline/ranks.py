@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
+
+from toc_cli.io.peers import Peers, announced
 
 Value = TypeVar("Value")
 
@@ -16,6 +18,8 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    peers: Peers | None = None
+    """Who is asked where one of them is gone; None where this process did not join them itself."""
 
     @property
     def writes(self) -> bool:
@@ -29,7 +33,8 @@ class Ranks:
         import torch.distributed as dist
 
         values: list[Value | None] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with nullcontext() if self.peers is None else self.peers.watched():
+            dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
     def concatenate(self, values: Iterable[Value]) -> list[Value]:
@@ -38,12 +43,14 @@ class Ranks:
 
 
 def from_environment() -> Ranks:
-    """The process group that torchrun announces, joined over gloo; a single process without one."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """The processes that torchrun announces, joined over gloo; a single one without. TocError where one does not come."""
+    rank, world = announced()
     if world == 1:
         return Ranks()
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    return Ranks(dist.get_rank(), world)
+    if dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    peers = Peers(rank, world)
+    peers.join("gloo")
+    return Ranks(rank, world, peers)
