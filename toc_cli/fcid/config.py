@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from toc_cli.errors import UsageError
+from toc_cli.fcid.settings import shown_value
+from toc_cli.io.names import printable
 
 Profile = Literal["corrected", "published"]
 Alignment = Literal["fine-coarse", "uniform"]
@@ -270,7 +272,7 @@ def profile_config(profile: Profile, alignment: Alignment = "fine-coarse") -> Mo
         return published(alignment)
     if profile == "corrected":
         return corrected(alignment)
-    raise UsageError(f"There is no profile {profile!r}.", "Use corrected or published.")
+    raise UsageError(f"There is no profile {shown_value(profile)}.", "Use corrected or published.")
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
@@ -305,18 +307,24 @@ def with_options(config: ModelConfig, options: dict[str, Any]) -> ModelConfig:
         elif not part and inner in get_type_hints(ModelConfig) and inner not in _PARTS:
             changes[inner] = _fitting(name, value, getattr(config, inner))
         else:
-            raise UsageError(f"The model has no setting {name!r}.", "See toc_cli.fcid.config.ModelConfig.")
+            raise UsageError(
+                f"The model has no setting {printable(name, 60)!r}.", "See toc_cli.fcid.config.ModelConfig."
+            )
     return dataclasses.replace(config, **changes)
 
 
 def _fitting(name: str, value: Any, current: Any) -> Any:
     """`value` as the type of the field's current value."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise UsageError(f"{printable(name, 60)} is {shown_value(value)}.")
     if isinstance(current, tuple) and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
         return tuple(value)
     if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(current):
-        raise UsageError(f"{name}={value!r} should be a {type(current).__name__} such as {current!r}.")
+        raise UsageError(
+            f"{printable(name, 60)} is {shown_value(value)}; it should be a {type(current).__name__} such as {current!r}."
+        )
     return value
 
 

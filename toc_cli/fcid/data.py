@@ -278,8 +278,17 @@ def open_hdf5(path: Path) -> h5py.File:
 def refuse_links(group: h5py.Group) -> None:
     """Nothing in `group` may lead to another file."""
     for name in group:
-        outside = isinstance(group.get(name, getlink=True), h5py.ExternalLink)
-        item = None if outside else group[name]
+        link = group.get(name, getlink=True)
+        outside = isinstance(link, h5py.ExternalLink)
+        try:
+            item = None if outside else group[name]
+        except (KeyError, OSError, RuntimeError) as error:
+            to = f" to {printable(link.path)}" if isinstance(link, h5py.SoftLink) else ""
+            raise InputError(
+                f"{printable(name)!r} of {Path(group.file.filename).name} is a link{to} that leads nowhere, or damaged "
+                f"({printable(error)}).",
+                "Remove it from the file, or copy the file again.",
+            ) from None
         if outside or (isinstance(item, h5py.Dataset) and (item.is_virtual or item.external)):
             raise InputError(
                 f"{printable(name)!r} of {Path(group.file.filename).name} lies in another file, which is not followed.",

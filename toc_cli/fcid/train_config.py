@@ -11,7 +11,8 @@ import torch
 from toc_cli.errors import UsageError
 from toc_cli.fcid.config import ModelConfig, from_dict, to_dict
 from toc_cli.fcid.schedule import one_cycle, steps_down
-from toc_cli.fcid.settings import from_table, to_table
+from toc_cli.fcid.settings import from_table, shown_value, to_table
+from toc_cli.io.names import printable
 
 Precision = Literal["float32", "bf16", "float64"]
 Schedule = Literal["one-cycle", "steps", "constant"]
@@ -115,7 +116,14 @@ def run_config(tables: Mapping[str, Any]) -> RunConfig:
     published)."""
     for name in tables:
         if name not in ("model", "train"):
-            raise UsageError(f"There is no table [{name}] in a run's settings.", "The tables are [model] and [train].")
+            raise UsageError(
+                f"There is no table [{printable(name, 40)}] in a run's settings.", "The tables are [model] and [train]."
+            )
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise UsageError(
+                f"[{name}] is {shown_value(table)}, not a table.", f"Write [{name}] and its settings below it."
+            )
     model = from_dict(dict(tables.get("model", {})))
     base = published_training() if model.profile == "published" else TrainConfig()
     return RunConfig(model, from_table(TrainConfig, tables.get("train", {}), base, "train"))

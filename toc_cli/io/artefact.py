@@ -13,8 +13,10 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
+from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.checkpoint.safetensors import ARTEFACT_KEY, NAMES, SafetensorsFile, tensor_bytes
 from toc_cli.io.checkpoint.stored_types import type_name
+from toc_cli.io.described import flaw
 from toc_cli.io.names import printable
 
 SCHEMA = "2"
@@ -73,11 +75,25 @@ def read_artefact(path: Path) -> Artefact:
             f"{shown} has artefact schema {printable(schema)}; this toc reads {' and '.join(READ_SCHEMAS)}.",
             "Upgrade toc-cli.",
         )
-    try:
-        codebooks = tuple(json.loads(metadata.pop(CODEBOOKS_KEY)))
-    except (KeyError, ValueError, TypeError):
-        raise InputError(f"{shown} does not describe its codebooks.", "Write it again with toc optimize.") from None
+    codebooks = descriptions(file)
+    del metadata[CODEBOOKS_KEY]
     return Artefact({key: file.get(key) for key in file.infos}, codebooks, metadata)
+
+
+def descriptions(file: Checkpoint) -> tuple[Mapping[str, Any], ...]:
+    """What an artefact says of its codebooks, checked against its tensors. InputError where it does not fit them."""
+    shown, again = printable(file.path.name), "Write it again with toc optimize."
+    try:
+        described = json.loads(file.values[CODEBOOKS_KEY,])
+    except (KeyError, ValueError, TypeError, RecursionError):
+        described = None
+    if not isinstance(described, list) or not described:
+        raise InputError(f"{shown} does not describe its codebooks.", again)
+    for id, about in enumerate(described):
+        problem = flaw(file.infos, id, about)
+        if problem:
+            raise InputError(f"{shown} is damaged: {problem}.", again)
+    return tuple(described)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

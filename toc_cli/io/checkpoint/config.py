@@ -14,6 +14,8 @@ from toc_cli.io.names import printable
 
 SIZE_LIMIT = 1 << 26
 """Bytes; a config or an index is far below, and a larger one is no config."""
+DEPTH_LIMIT = 64
+"""Objects inside of one another; real configs have about five."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,7 +33,27 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{shown} is not valid JSON: {printable(error)}.") from None
     if not isinstance(data, dict):
         raise InputError(f"{shown} is not a JSON object.")
+    _check_values(data, shown)
     return data
+
+
+def _check_values(data: dict[str, Any], shown: str) -> None:
+    """InputError for what cannot be copied or written again: deep nesting, text that is no Unicode, numbers without end."""
+    level: list[Any] = [data]
+    for _ in range(DEPTH_LIMIT):
+        inner: list[Any] = []
+        for node in level:
+            for part in (*node, *node.values()) if isinstance(node, dict) else node:
+                if isinstance(part, (dict, list)):
+                    inner.append(part)
+                elif isinstance(part, str) and not part.isascii() and any("\ud800" <= c <= "\udfff" for c in part):
+                    raise InputError(f"{shown} holds text that is no Unicode: {printable(part, 40)}.")
+                elif type(part) is int and part.bit_length() > 1024:
+                    raise InputError(f"{shown} holds a number of {part.bit_length():,} bits.")
+        if not inner:
+            return
+        level = inner
+    raise InputError(f"{shown} nests its values more than {DEPTH_LIMIT} deep.")
 
 
 def config_beside(weights: Path) -> tuple[dict[str, Any] | None, tuple[Path, ...]]:

@@ -23,6 +23,8 @@ PRODUCT_LISTS = {"IwPQ": 8, "IvPQ": 8, "IwQR": 8, "IwPf": 32}
 """Inverted files of product codes, and the bytes between `by_residual` and their product quantiser (code size, block sizes)."""
 INVERTED = (*PRODUCT_LISTS, "IwFl", "IwFd", "IwSq", "IwSQ")
 """Inverted files whose coarse level is read; the others hold no further code vectors."""
+GRAPHS = ("IHNf", "IHNp", "IHNs", "IHN2")
+"""Neighbour graphs over the vectors of another index."""
 DEPTH_LIMIT = 8
 
 
@@ -48,7 +50,7 @@ class FaissIndex(Checkpoint):
                     self._product(file, "centroids")
                 else:
                     self._index(file, "", 0)
-        except (struct.error, OSError, OverflowError):
+        except (struct.error, OSError, OverflowError, ValueError):
             raise InputError(f"{printable(path)} is truncated.", "Copy or download it again.") from None
 
     def get(self, key: str) -> torch.Tensor:
@@ -80,6 +82,9 @@ class FaissIndex(Checkpoint):
             self._floats(file, f"{prefix}xb", length, (ntotal, d))
         elif fourcc in INVERTED:
             self._inverted(file, prefix, depth, fourcc)
+        elif fourcc in GRAPHS:
+            self._graph(file)
+            self._index(file, prefix, depth + 1)
         elif fourcc in ("IxMp", "IxM2", "IxRF"):  # numbered, or refined by an index behind this one
             self._index(file, prefix, depth + 1)
         elif fourcc == "IxPT":
@@ -112,20 +117,32 @@ class FaissIndex(Checkpoint):
         _unpack(file, "<QQ")  # nlist, nprobe
         self._index(file, f"{prefix}coarse.", depth + 1)
         kind, length = _unpack(file, "<BQ")  # the direct map
-        file.seek(8 * length, 1)
+        self._skip(file, 8 * length)
         if kind == 2:
-            file.seek(16 * _unpack(file, "<Q")[0], 1)
+            self._skip(file, 16 * _unpack(file, "<Q")[0])
         if fourcc in PRODUCT_LISTS:
             self._tell(by_residual=bool(_unpack(file, "<B")[0]))
             file.seek(PRODUCT_LISTS[fourcc], 1)
             self._product(file, f"{prefix}pq.centroids")
+
+    def _graph(self, file: BinaryIO) -> None:
+        """Pass over the links of an HNSW; the vectors follow as an index of their own."""
+        for width in (8, 4, 4, 8, 4):  # probabilities, neighbours per level, levels, offsets, neighbours
+            self._skip(file, width * _unpack(file, "<Q")[0])
+        _unpack(file, "<iiiii")  # entry point, highest level, two search widths, an upper beam
+
+    def _skip(self, file: BinaryIO, count: int) -> None:
+        """Pass over `count` bytes. ValueError where the file ends before."""
+        if count > self._size - file.tell():
+            raise ValueError("a vector that reaches past the end")
+        file.seek(count, 1)
 
     def _transform(self, file: BinaryIO, key: str) -> None:
         kind = file.read(4)
         if kind == b"Pcam":
             _unpack(file, "<ff?i")  # settings of the training; then mean, eigenvalues, and the whole of them
             for _ in range(3):
-                file.seek(4 * _unpack(file, "<Q")[0], 1)
+                self._skip(file, 4 * _unpack(file, "<Q")[0])
         elif kind not in (b"LTra", b"rrot"):
             raise InputError(
                 f"{printable(self.path)} has a transform of kind {kind!r} before its quantiser, which toc does not read.",
@@ -133,10 +150,10 @@ class FaissIndex(Checkpoint):
             )
         has_bias, length = _unpack(file, "<BQ")
         at = file.tell()
-        file.seek(4 * length, 1)
+        self._skip(file, 4 * length)
         (bias_length,) = _unpack(file, "<Q")
         bias_at = file.tell()
-        file.seek(4 * bias_length, 1)
+        self._skip(file, 4 * bias_length)
         d_in, d_out, _ = _unpack(file, "<iiB")
         end = file.tell()
         file.seek(at)

@@ -31,6 +31,7 @@ TYPES = {
 """The format's name of each type, and ours."""
 NAMES = {stored: name for name, stored in TYPES.items()}
 ARTEFACT_KEY = "toc.schema"
+AXES_LIMIT = 64
 HEADER_LIMIT = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
 
@@ -165,6 +166,8 @@ def _check_entry(shown: str, name: str, entry: Any) -> None:
         numbers = entry[field]
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
             raise InputError(f"{where}: {field} must be a list of counts.")
+        if len(numbers) > AXES_LIMIT:
+            raise InputError(f"{where}: {field} has {len(numbers):,} entries.")
     if len(entry["data_offsets"]) != 2:
         raise InputError(f"{where}: data_offsets must be two numbers.")
     begin, end = entry["data_offsets"]

@@ -87,8 +87,8 @@ class Sharded(Checkpoint):
 def inside(index: Path, name: object) -> Path:
     """The path of a shard beside its index. InputError if the name leads out of the folder."""
     shown = printable(index)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(f"{shown} names a shard {printable(name)!r}, which is no file name.")
+    if not isinstance(name, str) or not name or "\0" in name or max(map(len, name.split("/"))) > 200:
+        raise InputError(f"{shown} names a shard {printable(name, 80)!r}, which is no file name.")
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise InputError(f"{shown} names a shard outside of its folder ({printable(name)}); it is refused.")

@@ -5,7 +5,6 @@ Legend: L levels, H heads, K codes, D dimensions before, D' kept ones (the dimen
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from toc_cli.errors import InputError
+from toc_cli.io.artefact import descriptions
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Codebook, Mode, Parts
 from toc_cli.io.families.layers import product
@@ -25,12 +25,7 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
     """The codebooks of an artefact, by the description in its metadata."""
     if ckpt.container != "toc artefact":
         return []
-    try:
-        described = json.loads(ckpt.values["toc.codebooks",])
-        return [_codebook(_Book(ckpt, id, book)) for id, book in enumerate(described)]
-    except (KeyError, TypeError, ValueError):
-        hint = "Write it again with toc optimize."
-        raise InputError(f"{printable(ckpt.path.name)} does not describe its codebooks.", hint) from None
+    return [_codebook(_Book(ckpt, id, book)) for id, book in enumerate(descriptions(ckpt))]
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,11 @@ class _Book:
         if rotation is not None:
             return rotation if rotation.dim() == 4 else rotation[None, None]
         kept = self.ckpt.get(f"{self.id}.kept")
+        if not bool(((kept >= 0) & (kept < self.about["dim"])).all()):
+            raise InputError(
+                f"{printable(self.ckpt.path.name)} is damaged: codebook {self.id} keeps dimensions that it does not have.",
+                "Write it again with toc optimize.",
+            )
         return torch.nn.functional.one_hot(kept, int(self.about["dim"])).double().transpose(-1, -2)
 
 
