@@ -555,3 +555,59 @@ def test_faiss_indexes_agree_with_faiss(tmp_path: Path) -> None:
     for cut in range(40, 800, 40):
         with pytest.raises(InputError):
             open_checkpoint(written(tmp_path / "cut.faiss", whole[:cut]))
+
+
+def deflated_zeros(count: int) -> bytes:
+    """A deflate stream of `count` zero bytes, made in pieces."""
+    packer = zlib.compressobj(9)
+    pieces = [packer.compress(bytes(1 << 24)) for _ in range(count >> 24)]
+    return b"".join([*pieces, packer.flush()])
+
+
+@pytest.mark.parametrize(("rows", "sentence"), [(128, "is damaged: a chunk of"), (16384, "refused as a bomb")])
+def test_a_chunk_that_unpacks_to_more_than_it_holds(tmp_path: Path, rows: int, sentence: str) -> None:
+    """Whatever the dataset declares: the library would unpack all of it."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        book = file.create_dataset("codebook", (rows, 16), "f4", chunks=(rows, 16), compression="gzip", shuffle=True)
+        book.id.write_direct_chunk((0, 0), deflated_zeros(1 << 28))
+    checkpoint = open_checkpoint(tmp_path / "x.h5")
+    with pytest.raises(InputError, match=sentence):
+        checkpoint.get("codebook")
+
+
+def test_a_chunk_too_short_for_its_checksum_does_not_end_the_process(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        book = file.create_dataset("codebook", (64, 16), "f4", chunks=(64, 16), fletcher32=True)
+        book.id.write_direct_chunk((0, 0), b"x")
+    with pytest.raises(InputError, match="is damaged: a chunk of 4,096 bytes is stored in 1"):
+        open_checkpoint(tmp_path / "x.h5").get("codebook")
+
+
+def test_a_crash_or_a_hang_of_the_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    from toc_cli.io.checkpoint import probe
+
+    with pytest.raises(InputError, match=r"the HDF5 library crashes on it \(signal 11\)"):
+        probe.refuse_crash(tmp_path / "x.h5", lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    monkeypatch.setattr(probe, "SECONDS", 1)
+    with pytest.raises(InputError, match="does not end"):
+        probe.refuse_crash(tmp_path / "x.h5", signal.pause)
+    probe.refuse_crash(tmp_path / "x.h5", lambda: 1 / 0)
+
+
+def test_attributes_in_an_unknown_encoding_do_not_hide_the_tensors(tmp_path: Path) -> None:
+    from toc_cli.io.checkpoint import Edits
+
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        book = file.create_dataset("codebook", data=np.ones((4, 2), "f4"))
+        text = h5py.h5t.C_S1.copy()
+        text.set_size(4)
+        for place in (file, book):
+            scalar = h5py.h5s.create(h5py.h5s.SCALAR)
+            h5py.h5a.create(place.id, b"na\xffme", text, scalar).write(np.array(b"a\xffb"))
+    checkpoint = open_checkpoint(tmp_path / "x.h5")
+    checkpoint.write(tmp_path / "y.h5", Edits({"codebook": torch.zeros(4, 2)}))
+    with h5py.File(tmp_path / "y.h5") as copy:
+        assert not copy["codebook"][()].any()
+        assert h5py.h5a.open(copy["codebook"].id, index=0).name == b"na\xffme"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,21 @@ from toc_cli.io.atomic import atomic_file
 from toc_cli.io.checkpoint.arrays import check_expansion, stored_type
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
+from toc_cli.io.checkpoint.probe import refuse_crash
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 
 DEPTH_LIMIT = 32
 OBJECT_LIMIT = 1_000_000
-ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeDecodeError)
+SMALL = 1 << 26
+"""Bytes below which what a chunk unpacks to does not matter."""
+DEFLATE_MOST = 1032
+"""Times its length that deflate can unpack to."""
+BOMB_CHECK = 1 << 28
+"""Stored bytes per dataset that are unpacked once more to see what they hold."""
+PROBED = 1 << 26
+"""Bytes that are read in the child process first."""
+ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeError)
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -93,6 +105,43 @@ def _array(dataset: Any, where: str) -> Hdf5Array | None:
     return Hdf5Array(dataset.shape, dtype, chunks, creation.get_nfilters() > 0)
 
 
+def check_chunks(dataset: Any, where: str, *, flood: int = SMALL) -> None:
+    """Whether the stored chunks of a dataset (low-level) can be what it says. InputError for what would crash or flood:
+    a chunk too short for its checksum, or far longer than what it holds, stored or unpacked; chunks that could unpack to
+    more than `flood` bytes are unpacked once more to see."""
+    creation = dataset.get_create_plist()
+    if not creation.get_nfilters() or creation.get_layout() != h5py.h5d.CHUNKED:
+        return
+    filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
+    whole = math.prod(creation.get_chunk()) * dataset.dtype.itemsize
+    most, checked = whole + whole // 8 + 4096, BOMB_CHECK
+
+    def look(chunk: Any) -> None:
+        nonlocal checked
+        packed = [code for i, code in enumerate(filters) if not chunk.filter_mask >> i & 1]
+        if chunk.size > most or (packed[-1:] == [h5py.h5z.FILTER_FLETCHER32] and chunk.size < 4):
+            raise InputError(f"{where} is damaged: a chunk of {whole:,} bytes is stored in {chunk.size:,}.")
+        if h5py.h5z.FILTER_DEFLATE in packed and chunk.size * DEFLATE_MOST > max(flood, whole) and checked > 0:
+            checked -= chunk.size
+            _check_inflated(dataset, chunk, packed, whole, where)
+
+    dataset.chunk_iter(look)
+
+
+def _check_inflated(dataset: Any, chunk: Any, packed: list[int], whole: int, where: str) -> None:
+    """InputError where a chunk inflates to more than it holds: the library would unpack all of it."""
+    outer = packed[packed.index(h5py.h5z.FILTER_DEFLATE) + 1 :]
+    if any(code != h5py.h5z.FILTER_FLETCHER32 for code in outer):
+        return
+    _, data = dataset.read_direct_chunk(chunk.chunk_offset)
+    decoder, left, pending = zlib.decompressobj(), whole + 64, bytes(data)
+    while pending and left > 0 and not decoder.eof:
+        left -= len(decoder.decompress(pending, min(left, 1 << 20)))
+        pending = decoder.unconsumed_tail
+    if left <= 0:
+        raise InputError(f"{where} unpacks a chunk of {whole:,} bytes to more than that; refused as a bomb.")
+
+
 class Hdf5File(Checkpoint):
     """The datasets of an HDF5 file; keys are their paths without the leading slash."""
 
@@ -100,14 +149,13 @@ class Hdf5File(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        refuse_crash(path, lambda: _read_all(path))
         with open_hdf5(path) as file:
             for name, dataset in numeric_datasets(file, path).items():
                 stored = stored_type(dataset.dtype)
                 if stored is not None:
                     self.infos[name] = TensorInfo((), name, dataset.shape, stored)
-            for name, value in file.attrs.items():
-                if isinstance(value, (str, np.generic)):
-                    self.values[(name,)] = value.item() if isinstance(value, np.generic) else value
+            self.values |= {(name,): value for name, value in _attributes(file).items()}
         self.config, config_files = config_beside(path)
         self.files = (path, *config_files)
 
@@ -117,6 +165,7 @@ class Hdf5File(Checkpoint):
         with open_hdf5(self.path) as file:
             try:
                 check_expansion(where, info.nbytes, file[key].id.get_storage_size())
+                check_chunks(file[key].id, where)
                 array = np.asarray(file[key][()])
             except ERRORS as error:
                 raise InputError(f"{where} cannot be read: {printable(error)}.") from None
@@ -132,6 +181,32 @@ class Hdf5File(Checkpoint):
                     if key not in self.infos:
                         out.root.create_dataset(key, data=tensor.numpy())
             return [target, *write_config_beside(target, self.config, edits.config)]
+
+
+def _read_all(path: Path) -> None:
+    """Everything that a later read may touch, in a process of its own: names, attributes, and data up to `PROBED` bytes."""
+    left = PROBED
+    with open_hdf5(path) as file:
+        _attributes(file)
+        for name in numeric_datasets(file, path):
+            left -= file[name].nbytes
+            if left < 0:
+                break
+            with suppress(*ERRORS, InputError):
+                check_chunks(file[name].id, name)
+                file[name][()]
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    """Texts and numbers of the file's own attributes, without those that cannot be read."""
+    found = {}
+    with suppress(*ERRORS):
+        for name in file.attrs:
+            with suppress(*ERRORS):
+                value = file.attrs[name]
+                if isinstance(value, (str, np.generic)):
+                    found[name] = value.item() if isinstance(value, np.generic) else value
+    return found
 
 
 def _copy(source: h5py.Group, out: h5py.Group, prefix: str, edits: Edits, copied: dict[Any, str]) -> None:

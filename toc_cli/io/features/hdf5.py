@@ -14,12 +14,17 @@ from toc_cli.io.checkpoint import hdf5
 from toc_cli.io.features.source import Opened, Reader, Source, channels_last
 from toc_cli.io.names import printable
 
+FLOOD = 1 << 30
+"""Bytes that one chunk may unpack to without a look."""
+
 
 class Hdf5Source(Source):
     """A dataset of an HDF5 file."""
 
     def __init__(self, path: Path, name: str, found: hdf5.Hdf5Array) -> None:
         self.path, self.name = path, f"/{name}"
+        self.checked = not found.filtered
+        """Whether its chunks are known to unpack to what they hold."""
         self.shape, self.dtype, self.chunks, self.filtered = found.shape, found.dtype, found.chunks, found.filtered
 
     def reader(self, axis: int, opened: Opened) -> Reader:
@@ -51,6 +56,10 @@ class Hdf5Rows(Reader):
             access.set_chunk_cache(min(100_003, 16 * chunks + 1), cache, 1.0)
         try:
             self._id = h5py.h5d.open(file.id, source.name.encode("utf-8", "surrogateescape"), access)
+            if not source.checked:
+                where = f"{printable(source.path)}: {printable(source.name)}"
+                hdf5.check_chunks(self._id, where, flood=FLOOD)
+                source.checked = True
         except hdf5.ERRORS as error:
             raise self._unreadable(0, math.prod(self.lead), error) from None
 
