@@ -43,6 +43,8 @@ class Container:
     """Whether an index of shards may name it."""
     unread: tuple[str, str] = ("", "")
     """For what toc does not read: what it is (after the file's name), and what its owner can do."""
+    no_features: tuple[str, str] = ("", "")
+    """The same where it is given as features, and more can be said than that it holds none."""
 
     def open_checkpoint(self, path: Path) -> Checkpoint:
         """The checkpoint in a file of this kind. InputError where toc does not read it."""
@@ -54,6 +56,8 @@ class Container:
     def open_features(self, path: Path) -> dict[str, Any]:
         """Every number array of a file of this kind, by key. InputError where it holds no features."""
         if not self.features:
+            if self.no_features[0]:
+                raise InputError(f"{Head(path).shown} {self.no_features[0]}.", self.no_features[1])
             endings = ", ".join(dict.fromkeys(row.suffixes[0] for row in CONTAINERS if row.features and row.suffixes))
             raise InputError(f"{Head(path).shown} is a {self.name} file, not features.", f"Features are in {endings}.")
         sources: dict[str, Any] = _named(self.features)(path)
@@ -134,6 +138,11 @@ CONTAINERS: tuple[Container, ...] = (
         "npy of objects",
         lambda head: head.start.startswith(b"\x93NUMPY") and bool(re.search(rb"'descr': *'\|O'", head.start[:256])),
         checkpoint=CHECKPOINT + "pickled:ObjectArrayFile",
+        no_features=(
+            "is an array of Python objects, which is no features",
+            "Save plain numbers: np.savez(path, **array.item()) for a dictionary of arrays, "
+            "np.save(path, np.concatenate(list(array))) for clips.",
+        ),
     ),
     Container(
         "npy",
