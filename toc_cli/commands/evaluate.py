@@ -133,7 +133,7 @@ def lone_codebook(path: Path) -> tuple[str, Quantiser] | None:
     from toc_cli.fcid.evaluation.sources import is_run
     from toc_cli.io.checkpoint import open_checkpoint
     from toc_cli.io.families import detect
-    from toc_cli.pipeline.quantize import read_book
+    from toc_cli.pipeline.reading.chosen import read_book
 
     if is_run(path):
         return None

@@ -16,6 +16,12 @@ def inspect(
     numbers: Annotated[
         bool, typer.Option("--numbers", help="Read the tensors too: effective rank, mean code cosine.")
     ] = False,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE", help="Hold the reading against features, and the tokens recorded with them."
+        ),
+    ] = None,
     codebook: flags.Codebook = None,
     layout: flags.Layout = None,
     metric: flags.Metric = None,
@@ -24,6 +30,8 @@ def inspect(
     scale: flags.Scale = None,
     stack: flags.Stack = None,
     assume: flags.Assume = False,
+    space: flags.Space = "auto",
+    channel_axis: flags.ChannelAxis = None,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -33,8 +41,8 @@ def inspect(
     from toc_cli.pipeline import inspect_checkpoint
 
     found = inspect_checkpoint(
-        checkpoint, numbers=numbers, codebook=codebook, layout=layout, metric=metric, stack=stack, rows=rows,
-        table=table, scale=scale, assume=assume,
+        checkpoint, numbers=numbers, features=features or (), space=space, channel_axis=channel_axis, codebook=codebook,
+        layout=layout, metric=metric, stack=stack, rows=rows, table=table, scale=scale, assume=assume,
     )  # fmt: skip
     sink = Output(as_json, quiet)
     for book in found["codebooks"]:

@@ -27,12 +27,13 @@ def quantize(
         Path | None, typer.Option("-o", "--output", metavar="FILE.h5", help="Default: <stem>.tokens.h5.")
     ] = None,
     vectors: Annotated[bool, typer.Option("--vectors", help="Write the quantised vectors too.")] = False,
-    book: Annotated[int, typer.Option("--id", help="Which codebook of the artefact.")] = 0,
+    book: Annotated[int | None, typer.Option("--id", help="Which codebook of the file. Default: the first.")] = None,
     key: Annotated[
         str | None, typer.Option(metavar="KEY", help="The tensor of a checkpoint to take as the codebook.")
     ] = None,
     layout: flags.Layout = None,
     metric: flags.Metric = None,
+    stack: flags.Stack = None,
     rows: flags.Rows = None,
     table: flags.Table = None,
     scale: flags.Scale = None,
@@ -53,11 +54,13 @@ def quantize(
 
     options = QuantizeOptions(
         book=book, vectors=vectors, modalities=tuple(modality or ()), channel_axis=channel_axis, space=space,
-        reading={"codebook": key, "layout": layout, "metric": metric, "rows": rows, "table": table, "scale": scale},
+        reading={"codebook": key, "layout": layout, "metric": metric, "stack": stack, "rows": rows, "table": table, "scale": scale},
         max_memory=parse_bytes(max_memory), device=device,
     )  # fmt: skip
     sink = Output(as_json, quiet)
     done = quantize_features(features, codebook, output, options, force=force, progress=sink.progress)
     if done["elsewhere"]:
         sink.warn(done["elsewhere"])
+    for warning in done["warnings"]:
+        sink.warn(warning)
     sink.result(done, tokens_table(done))

@@ -34,6 +34,7 @@ def _block(book: dict[str, Any]) -> Table:
     table.add_row(f"[{book['id']}]", name(book["key"], limit=200).append(f"  {book['family']}", style="dim"))
     table.add_row("size", _size(book))
     table.add_row("lookup", f"{book['metric']}, {book['dtype']}" + (", residual" if book["residual"] else ""))
+    table.add_row("reading", _evidence(book))
     if "effective_rank" in book:
         table.add_row(
             "numbers",
@@ -51,6 +52,18 @@ def _block(book: dict[str, Any]) -> Table:
             table.add_row(title, name(_listed(keys), limit=400))
     table.add_row("--emit", _modes(book["emit"]))
     return table
+
+
+def _evidence(book: dict[str, Any]) -> Text:
+    """How the reading is known, and what recorded tokens showed."""
+    style = {"proven": "green", "assumed": "yellow"}.get(book["evidence"], "")
+    text = Text(book["evidence"], style=style)
+    for dataset, proof in (book.get("proof") or {}).items():
+        text.append(
+            f"  {proof['least']:.1%} of the recorded tokens of {printable(dataset, 60)}, {proof['rows']:,} rows",
+            style="dim",
+        )
+    return text
 
 
 def _size(book: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ from toc_cli.io.tokens import CODEBOOK_HASH, TokenFile, Tokens
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.pipeline.options import Progress, silent
 from toc_cli.pipeline.outputs import place_for
-from toc_cli.pipeline.quantize import new_dataset, read_book
+from toc_cli.pipeline.quantize import new_dataset
+from toc_cli.pipeline.reading.chosen import read_book
 
 ROWS = 2**16
 """Tokens decoded at once; fewer where their vectors would not fit into the budget."""

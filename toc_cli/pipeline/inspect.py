@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,55 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.families.base import Codebook
 from toc_cli.io.families.emit import supported
+from toc_cli.io.features import open_features
 from toc_cli.ops.geometry import effective_rank, mean_cosine
 from toc_cli.pipeline.curve import number
+from toc_cli.pipeline.reading.decide import Reading, decide
+from toc_cli.pipeline.reading.said import Said
 
 
-def inspect_checkpoint(path: Path, *, numbers: bool = False, **reading: Any) -> dict[str, Any]:
+def inspect_checkpoint(
+    path: Path,
+    *,
+    numbers: bool = False,
+    features: Sequence[str | Path] = (),
+    space: str = "auto",
+    channel_axis: int | None = None,
+    **reading: Any,
+) -> dict[str, Any]:
     """Every codebook of a checkpoint, JSON-able. `numbers` also reads the tensors: effective rank and mean code cosine.
 
-    `reading`: what the user says of it, the arguments of `detect`.
+    `reading`: what the user says of it, the arguments of `detect`. With `features` the reading is held against them: the side of
+    the projection, and the tokens that came with them.
     """
     ckpt = open_checkpoint(path)
-    books = detect(ckpt, **reading)
+    known: list[dict[str, Any]] = []
+    if features:
+        decided = decide(ckpt, open_features(features, channel_axis=channel_axis), Said(reading, space, channel_axis))
+        books = [source.book for source in decided.books]
+        known = [
+            {
+                **evidence,
+                "features": [fit.dataset.name for fit in met],
+                "warnings": [*source.book.warnings, *_told(decided, at)],
+            }
+            for at, (source, met, evidence) in enumerate(
+                zip(decided.books, decided.fits, decided.evidence, strict=True)
+            )
+        ]
+    else:
+        books = detect(ckpt, **reading)
     found = [_describe(ckpt, id, book) for id, book in enumerate(books)]
+    for entry, more in zip(found, known, strict=False):
+        entry |= more
     if numbers:
         for entry, book in zip(found, books, strict=True):
             entry |= _numbers(ckpt, book)
     return {"path": str(path), "container": ckpt.container, "tensors": len(ckpt.infos), "codebooks": found}
+
+
+def _told(decided: Reading, at: int) -> list[str]:
+    return [told["text"] for told in decided.warnings if told["codebook"] == at]
 
 
 def _describe(ckpt: Checkpoint, id: int, book: Codebook) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from toc_cli.io.artefact import write_artefact, write_record
 from toc_cli.io.atomic import sha256
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families import detect
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import supported
 from toc_cli.io.features import Features, describe, open_features
@@ -36,10 +35,13 @@ from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_options
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
 from toc_cli.pipeline.ranks import Ranks, from_environment
+from toc_cli.pipeline.reading.decide import books_said, decide
 from toc_cli.pipeline.reading.explained import unexplained
+from toc_cli.pipeline.reading.origin import of_another_checkpoint
+from toc_cli.pipeline.reading.said import Said
 from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, constant_everywhere, run_record
 from toc_cli.pipeline.sample import sampled_rows
-from toc_cli.pipeline.source import Fit, Source, device_of, fits, sources
+from toc_cli.pipeline.source import Fit, Source, device_of
 from toc_cli.pipeline.study import Study
 
 VERIFIED_ROWS = 2048
@@ -192,8 +194,9 @@ def plan_optimization(
     started = time.perf_counter()
     ranks = from_environment()
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    books = sources(ckpt, detect(ckpt, **options.reading))
-    for source in books:
+    said = Said(options.reading, options.space, options.channel_axis)
+    found = books_said(ckpt, said)
+    for source in found or ():
         refuse_options(source, options)
     opened = features if isinstance(features, Features) else open_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory,
@@ -203,9 +206,14 @@ def plan_optimization(
         outputs.refuse_what_stands(_inputs(ckpt, opened), writes=ranks.writes)
     data = data_sample(ckpt.path, outputs) if outputs is not None and outputs.data else None
     device = device_of(options.device)
-    books = [replace(source, full=source.full.to(device)) for source in books]
+    reading = decide(ckpt, opened, said, found)
+    options = replace(options, stack=reading.said.get("stack"))
+    for source in () if found else reading.books:
+        refuse_options(source, options)
+    books = [replace(source, full=source.full.to(device)) for source in reading.books]
     studies = [
-        Study(source, Census(fits(source, opened, options.space)), opened, options, ranks, progress) for source in books
+        Study(source, Census(met), opened, options, ranks, progress)
+        for source, met in zip(books, reading.fits, strict=True)
     ]
     preflight(ckpt, studies, outputs)
     hashes = hash_inputs(ckpt, opened, ranks)
@@ -220,15 +228,17 @@ def plan_optimization(
         wanted = [Wanted(study.source, choice.count, choice.rotation is not None) for study, choice in chosen]
         refuse_impossible(ckpt, wanted, outputs.checkpoints)
     entries = [
-        {**_entry(curve, choice), "forms": forms_of(ckpt, study.source, choice)}
-        for curve, (study, choice) in zip(curves, chosen, strict=True)
+        {**_entry(curve, choice), "forms": forms_of(ckpt, study.source, choice), **known}
+        for curve, (study, choice), known in zip(curves, chosen, reading.evidence, strict=True)
     ]
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
     opened.refuse_changes()
     met = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
     read = [describe(stream) for stream in met.values()]
     aside = [warning for study, choice in chosen for warning in off_centre(study, choice)]
-    record = run_record(options, inputs, read, [*warnings_of(books), *aside, *unexplained(entries)], entries)
+    captured = of_another_checkpoint(met.values(), inputs)
+    warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unexplained(entries)]
+    record = run_record(options, inputs, read, warnings, entries)
     record["checkpoint"] = printable(ckpt.path.name, 200)
     seconds = time.perf_counter() - started
     rows = sum(study.census.rows for study in studies)

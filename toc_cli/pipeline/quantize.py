@@ -14,29 +14,28 @@ import torch
 
 from toc_cli import __version__
 from toc_cli.errors import UsageError
-from toc_cli.io.artefact import read_artefact
 from toc_cli.io.atomic import check_target, write_errors
-from toc_cli.io.checkpoint import open_checkpoint
-from toc_cli.io.families import detect
 from toc_cli.io.features import Features, Stream, open_features
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 from toc_cli.io.publish import published
-from toc_cli.io.tokens import CODEBOOK_HASH, VECTORS, codebook_hash
+from toc_cli.io.tokens import CODEBOOK_HASH, VECTORS
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.usage import collisions, table_usage, usage
 from toc_cli.pipeline.counting import tally, zeros
 from toc_cli.pipeline.options import Progress, silent
 from toc_cli.pipeline.outputs import place_for
-from toc_cli.pipeline.source import device_of, inside, on_outer_side, sources, widths
+from toc_cli.pipeline.reading.chosen import choose_codebook
+from toc_cli.pipeline.reading.said import Said
+from toc_cli.pipeline.source import device_of, form_for
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
     """The choices of `toc quantize`; each field is a flag."""
 
-    book: int = 0
-    """Id of the codebook in the artefact."""
+    book: int | None = None
+    """Id of the codebook in the file; None: the first, saying so where there are others."""
     vectors: bool = False
     modalities: tuple[str, ...] = ()
     channel_axis: int | None = None
@@ -67,54 +66,25 @@ def quantize_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )
     check_target(target, force=force, inputs=[codebook, *opened.files])
-    book = read_book(codebook, options.book, options.reading)
-    form = book.form.to(device_of(options.device))
-    fitting = [
-        (dataset, form if on_outer_side(form, dataset.width, options.space) else inside(form))
-        for dataset in opened.select(widths(form))
-    ]
+    device = device_of(options.device)
+    said = Said(options.reading, options.space, options.channel_axis)
+    chosen = choose_codebook(codebook, opened, options.book, said)
     done = []
     with published(target, force=force) as aside, write_errors(target), NewHdf5(aside) as file:
         file.root.attrs["toc.version"] = __version__
-        file.root.attrs[CODEBOOK_HASH] = book.hash
-        for dataset, side in fitting:
-            with progress(f"quantising {printable(dataset.name, 60)}", dataset.rows) as advance:
-                done.append(_write(file, opened, dataset, side, options, advance))
+        file.root.attrs[CODEBOOK_HASH] = chosen.hash
+        for fit in chosen.fits:
+            with progress(f"quantising {printable(fit.dataset.name, 60)}", fit.dataset.rows) as advance:
+                side = form_for(chosen.form, fit).to(device)
+                done.append(_write(file, opened, fit.dataset, side, options, advance))
         for name, labels in opened.labels.items():
             if name not in file.root:
                 file.root.create_dataset(name, data=labels.read(), track_times=False)
     elsewhere = "" if output else elsewhere
-    return {"output": str(target), "elsewhere": elsewhere, "codebook": codebook.name, "datasets": done}
-
-
-@dataclass(frozen=True)
-class Book:
-    """One codebook of an artefact (its pruned form) or of a checkpoint (with all its dimensions)."""
-
-    form: Quantiser
-    hash: str
-    """`codebook_hash` of the file: what its tokens are stamped with."""
-    name: str
-
-
-def read_book(path: Path, id: int, reading: Mapping[str, Any] | None = None) -> Book:
-    """The codebook `id` of an artefact or a checkpoint, read as `reading` says."""
-    ckpt = open_checkpoint(path)
-    said = {name: value for name, value in (reading or {}).items() if value}
-    hashed, name = codebook_hash(ckpt), path.name or str(path)
-    if ckpt.container == "toc artefact":
-        if said:
-            raise UsageError(
-                f"A pruned codebook is read as it was written: --{next(iter(said))} is for checkpoints.",
-                "Leave it out.",
-            )
-        from toc_cli.pipeline.artefacts import quantiser_of
-
-        return Book(quantiser_of(read_artefact(path), id), hashed, name)
-    found = sources(ckpt, detect(ckpt, **said))
-    if not 0 <= id < len(found):
-        raise UsageError(f"--id {id}: the checkpoint holds codebooks 0 to {len(found) - 1}.", "toc inspect lists them.")
-    return Book(found[id].full, hashed, name)
+    return {
+        "output": str(target), "elsewhere": elsewhere, "codebook": codebook.name, "id": options.book or 0,
+        "evidence": chosen.evidence, "warnings": chosen.warnings, "datasets": done,
+    }  # fmt: skip
 
 
 def _write(

@@ -34,6 +34,8 @@ PROBED = 1 << 26
 """Bytes that are read in the child process first."""
 ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeError)
 
+STAMPED = (b"toc.module", b"toc.side", b"toc.channel_axis", b"toc.checkpoint")
+
 
 def open_hdf5(path: Path) -> h5py.File:
     """Open for reading. InputError if it is damaged or locked."""
@@ -52,6 +54,8 @@ class Hdf5Array:
     chunks: tuple[int, ...] | None
     filtered: bool
     """Whether chunks are compressed or otherwise encoded."""
+    stamped: bool = False
+    """Whether a capture noted where it comes from."""
 
 
 def numeric_datasets(file: h5py.File, path: Path) -> dict[str, Hdf5Array]:
@@ -102,7 +106,8 @@ def _array(dataset: Any, where: str) -> Hdf5Array | None:
     if layout == h5py.h5d.VIRTUAL:
         raise InputError(f"{where} is a virtual dataset over other files; it is refused.")
     chunks = creation.get_chunk() if layout == h5py.h5d.CHUNKED else None
-    return Hdf5Array(dataset.shape, dtype, chunks, creation.get_nfilters() > 0)
+    stamped = any(h5py.h5a.exists(dataset, name) for name in STAMPED)
+    return Hdf5Array(dataset.shape, dtype, chunks, creation.get_nfilters() > 0, stamped)
 
 
 def check_chunks(dataset: Any, where: str, *, flood: int = SMALL) -> None:

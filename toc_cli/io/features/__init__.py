@@ -17,9 +17,11 @@ from toc_cli.io.features.labels import LabelSet
 from toc_cli.io.features.places import Place, places
 from toc_cli.io.features.source import ArraySource, Source
 from toc_cli.io.features.stream import Part, Stream
+from toc_cli.io.features.tokens import Recorded, recorded, split
 from toc_cli.io.names import printable
+from toc_cli.io.stamps import Stamps
 
-__all__ = ["Features", "LabelSet", "Part", "Stream", "describe", "open_features"]
+__all__ = ["Features", "LabelSet", "Part", "Recorded", "Stream", "describe", "open_features"]
 
 Array = np.ndarray | torch.Tensor
 
@@ -37,6 +39,7 @@ def open_features(
     A path is a file, a folder, a glob or `@list` (a file of paths), and may be `name=path`. Arrays whose names differ only
     in digits are parts of one modality, as are one group or dataset per clip, the files of a folder, a glob or a list, and
     what is given one name. A modality is called by its name, else by the words of its keys (.npy: of its files).
+    Integer arrays `NAME.tokens` beside NAME, or `tokens` beside the only array, are the model's own tokens of its rows.
     `modalities` picks by name, or single arrays by key. `channel_axis` (default -1) holds the channels, the other axes are
     flattened to rows. `max_memory` (bytes) bounds what a pass over a modality takes. `limit`: so many rows of each, spread
     over its units.
@@ -44,7 +47,8 @@ def open_features(
     """
     entries, files = _entries(paths)
     labels = [entry for entry in entries if _is_label(entry)]
-    arrays = [entry for entry in entries if not _is_label(entry) and _axis(entry.source, channel_axis) is not None]
+    others, tokens = split([entry for entry in entries if not _is_label(entry)])
+    arrays = [entry for entry in others if _axis(entry.source, channel_axis) is not None]
     streams = [Stream(group.name, _parts(group, channel_axis), max_memory) for group in _modalities(arrays, modalities)]
     for stream in streams:
         if stream.bounds is None:
@@ -58,7 +62,8 @@ def open_features(
     if limit is not None:
         streams = [stream.limited(limit) for stream in streams]
     label_sets = {group.name: LabelSet(group.name, _parts(group, None)) for group in groups(labels)}
-    return Features(files, {stream.name: stream for stream in streams}, label_sets)
+    chosen = {stream.name: found for stream in streams if (found := recorded(stream, tokens))}
+    return Features(files, {stream.name: stream for stream in streams}, label_sets, chosen)
 
 
 def _entries(
@@ -96,8 +101,11 @@ def _is_label(entry: Entry) -> bool:
 
 
 def _axis(source: Source, channel_axis: int | None) -> int | None:
-    """The channel axis counted from 0; None where the array has no such axis."""
+    """The channel axis counted from 0: the one asked for, else the one its capture noted, else the last; None where the array has
+    no such axis."""
     ndim = len(source.shape)
+    if channel_axis is None:
+        channel_axis = Stamps.read(source.attributes(), "the features").channel_axis
     axis = -1 if channel_axis is None else channel_axis
     return axis % ndim if -ndim <= axis < ndim else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,28 @@ import numpy as np
 from toc_cli.errors import InputError
 from toc_cli.io.features.labels import LabelSet
 from toc_cli.io.features.stream import Stream
+from toc_cli.io.features.tokens import Recorded
 from toc_cli.io.names import printable
 
 
 class Features:
     """Every modality of the named files, and the labels that came with them."""
 
-    def __init__(self, files: Sequence[Path], datasets: dict[str, Stream], labels: dict[str, LabelSet]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        datasets: dict[str, Stream],
+        labels: dict[str, LabelSet],
+        tokens: Mapping[str, Recorded] | None = None,
+    ) -> None:
         self.files = tuple(files)
         """As named, for hashing."""
         self.datasets = datasets
         """By modality, in the order of the files; also those that cannot be features, whose `problem` says why."""
         self.labels = labels
         """By name."""
+        self.tokens = dict(tokens or {})
+        """What the model itself chose, by modality, where it was recorded."""
         self._stamps = [(path, _stamp(path)) for path in self.files]
 
     def select(self, widths: Collection[int]) -> list[Stream]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ class Hdf5Source(Source):
         self.checked = not found.filtered
         """Whether its chunks are known to unpack to what they hold."""
         self.shape, self.dtype, self.chunks, self.filtered = found.shape, found.dtype, found.chunks, found.filtered
+        self.stamped = found.stamped
+
+    def attributes(self) -> Mapping[str, Any]:
+        if not self.stamped:
+            return {}
+        with hdf5.open_hdf5(self.path) as file:
+            try:
+                return dict(file[self.name].attrs)
+            except hdf5.ERRORS as error:
+                raise InputError(
+                    f"{printable(self.path)}: the attributes of {printable(self.name)} cannot be read: {printable(error)}."
+                ) from None
 
     def reader(self, axis: int, opened: Opened) -> Reader:
         return Hdf5Rows(self, axis, opened)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -65,6 +65,10 @@ class Source(ABC):
     @abstractmethod
     def reader(self, axis: int, opened: Opened) -> Reader:
         """Ready to read rows, with the channels along `axis` (counted from 0)."""
+
+    def attributes(self) -> Mapping[str, Any]:
+        """What stands beside the array in its file."""
+        return {}
 
     def storage(self, axis: int) -> tuple[tuple[int, ...], int]:
         """Row counts, largest first, at whose multiples ranges are read fastest; bytes of the largest storage unit that

@@ -20,6 +20,7 @@ from toc_cli.io.features.prefetch import prefetch
 from toc_cli.io.features.sampling import PIECES, spread, within
 from toc_cli.io.features.source import Opened, Source
 from toc_cli.io.names import printable
+from toc_cli.io.stamps import Stamps
 
 BLOCK_BYTES = 1 << 24
 """Target size of a block: small enough to be reused by the allocator, large enough to amortise a read."""
@@ -77,6 +78,10 @@ class Part:
     def shown(self) -> str:
         """File, key and shape, for messages."""
         return f"{printable(self.path)}: {printable(self.key) + ' ' if self.key else ''}{self.source.shape}"
+
+    def along(self, axis: int) -> Part:
+        """The same array with its channels along another axis."""
+        return replace(self, axis=axis % len(self.source.shape))
 
     def unit_starts(self) -> np.ndarray:
         """First row, counted from its own first, of each unit in it: its items where it has several lead axes, what its
@@ -238,6 +243,15 @@ class Stream:
             )
         return None
 
+    def along(self, axis: int) -> Stream:
+        """The same arrays, whole, with their channels along another axis."""
+        return Stream(self.name, [part.along(axis) for part in self.whole.parts], self.max_memory)
+
+    @property
+    def stamps(self) -> Stamps:
+        """What a capture noted with its first array."""
+        return Stamps.read(self.parts[0].source.attributes(), self.shown)
+
     def limited(self, rows: int) -> Stream:
         """Exactly `rows` of its rows, spread over its units; itself where it has no more."""
         if rows >= self.rows:
@@ -245,7 +259,7 @@ class Stream:
         parts = [
             replace(self.parts[at], start=self.parts[at].start + a, stop=self.parts[at].start + b)
             for start, stop in spread(self.rows, self.bounds, rows)
-            for at, a, b, _ in self._pieces(start, stop)
+            for at, a, b, _ in self.pieces(start, stop)
         ]
         found = Stream(self.name, parts, self.max_memory)
         found.whole = self
@@ -310,7 +324,7 @@ class Stream:
                     yield start, held
                     continue
                 block = np.empty((stop - start, self.width), self.dtype)
-                for index, first, end, row in self._pieces(start, stop):
+                for index, first, end, row in self.pieces(start, stop):
                     part = self.parts[index]
                     if reader is None or part.source is not source:
                         source, reader = part.source, part.source.reader(part.axis, opened)
@@ -319,7 +333,7 @@ class Stream:
                 self._keep(start, block)
                 yield start, block
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """Part, first and end row in it, and the place in the block of each part's share of rows start … stop."""
         index = int(np.searchsorted(self.firsts, start, side="right")) - 1
         at = start
@@ -378,7 +392,7 @@ class Stream:
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             value = block[bad[0]][~np.isfinite(block[bad[0]])][0]
-            index, row, _, _ = next(self._pieces(first + int(bad[0]), first + int(bad[0]) + 1))
+            index, row, _, _ = next(self.pieces(first + int(bad[0]), first + int(bad[0]) + 1))
             part = self.parts[index]
             raise InputError(
                 f"{self._shown(part)} holds {'NaN' if np.isnan(value) else 'Inf'} in row {part.start + row:,}.",
