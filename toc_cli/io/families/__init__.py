@@ -30,6 +30,7 @@ from toc_cli.io.families import (
     rows,
     rqvae,
     scaled,
+    shapes,
     simvq,
     taming,
     vqp,
@@ -87,7 +88,6 @@ FAMILIES = cast(
         rqvae,
         fairseq,
         layouts,
-        generic,
     ),
 )
 
@@ -166,9 +166,14 @@ def _claimed(ckpt: Checkpoint) -> list[Codebook]:
     for family in FAMILIES:
         for one in family.find(ckpt):
             if not _tables(one) & claimed:
+                shapes.check(ckpt, one)
                 found.append(one)
                 claimed |= _tables(one)
-    return join(ckpt, found)
+    found += generic.find(ckpt, claimed)
+    joined = join(ckpt, found)
+    for one in joined:
+        shapes.check(ckpt, one)
+    return joined
 
 
 def _tables(one: Codebook) -> set[str]:

@@ -86,6 +86,19 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Relied:
+    """A shape that a family relies on beside its sites: what its projections, norms and averages must have."""
+
+    key: str
+    axes: tuple[str | int, ...]
+    """Each axis as a product of H, K, D and W ("H*D"), or as a number."""
+    level: int = 0
+    """Whose K counts."""
+    kernel: bool = False
+    """Whether further axes of length one may follow: a pointwise convolution."""
+
+
+@dataclass(frozen=True)
 class Codebook:
     """One quantiser of a checkpoint: L levels x H heads of K codes, found and described by its family."""
 
@@ -132,6 +145,7 @@ class Codebook:
     """`config.json` values of the sliced form, from kept."""
     value_edits: Callable[[torch.Tensor], Mapping[tuple[str, ...], Any]] | None = None
     """Plain values inside a torch file of the sliced form, from kept."""
+    relies: tuple[Relied, ...] = ()
     refusals: Mapping[Mode, str] = field(default_factory=dict)
     """The sentence for each mode that is impossible."""
     kept_refusal: Callable[[Mode, int], str] | None = None

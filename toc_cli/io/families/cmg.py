@@ -24,8 +24,10 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 
 def _published(part: Section, parts: list[Section], stem: str) -> Codebook:
     name, twin, counts = f"{stem}.embedding", f"{stem}.ema_weight", f"{stem}.ema_count"
-    after = [site for other in parts for site in _decoders(other, part.shape(name)[-1])]
-    if len(part.shape(name)) == 2:
+    flat = len(part.shape(name)) == 2
+    width = part.sizes(name, "K D" if flat else "L K D")[-1]
+    after = [site for other in parts for site in _decoders(other, width)]
+    if flat:
         return plain(part, [name], family="CMG", after=after, refusals={"sliced": WIDTH})
     levels, codes, dim = part.shape(name)
     sites = [Site(part.key(name), 2, "codes", level, window=((0, level, level + 1),)) for level in range(levels)]
@@ -54,7 +56,9 @@ def _decoders(part: Section, dim: int) -> list[Site]:
     """The linear layers of `Decoder_parameters` that read the quantised vector."""
     pattern = r"(?P<layer>(?:.*\.)?(?:\w+_semantic_decoder\.linear|(?:Audio|Text|Video)_decoder\.\w+_linear))\.weight"
     layers = [match["layer"] for match in part.matches(pattern)]
-    return [site for layer in layers if part.shape(f"{layer}.weight")[1] == dim for site in reader(part, layer, dim)]
+    return [
+        site for layer in layers if part.shape(f"{layer}.weight")[1:] == (dim,) for site in reader(part, layer, dim)
+    ]
 
 
 def _trained(part: Section, root: str, level: str) -> Codebook:
@@ -63,7 +67,7 @@ def _trained(part: Section, root: str, level: str) -> Codebook:
     pattern = rf"(?P<layer>{root}decoder\.{level}\.\w+(?:\.decode)?\.shared)\.weight"
     if level == "fine" and f"{root}codebook.coarse.embedding" not in part:
         pattern = rf"(?P<layer>{root}decoder\.\w+\.decode\.shared)\.weight"
-    dim = part.shape(f"{stem}.embedding")[1]
+    dim = part.sizes(f"{stem}.embedding", "K D")[1]
     after = [site for match in part.matches(pattern) for site in reader(part, match["layer"], dim)]
     return plain(
         part,

@@ -59,7 +59,7 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 
 
 def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: list[str]) -> Codebook:
-    dim, spelt = part.shape(names[0])[-1], _SPELLINGS[family]
+    dim, spelt = part.sizes(names[0], "K D")[1], _SPELLINGS[family]
     before = last_layer(part, root + spelt.encoder, spelt.tail)
     after = f"{root}{spelt.encoder.replace('encoder', 'decoder')}.0.{spelt.tail}"
     head = re.sub(r"feature_extractor\.encodec\.$", "backbone.embed", root)

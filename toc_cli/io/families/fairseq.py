@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Site
-from toc_cli.io.families.layers import affine
-from toc_cli.io.families.names import Section, sections
+from toc_cli.io.families.layers import affine, relied
+from toc_cli.io.families.names import Section, misfit, sections
 from toc_cli.io.families.tables import heads_of, reader, to_heads
+from toc_cli.io.names import printable
 
 LOGITS = "assignment comes from logits: codes never change, only the looked-up vectors"
 READERS = "the quantised vector is read by the aggregator and by the prediction steps"
@@ -41,13 +43,19 @@ def _setting(ckpt: Checkpoint, name: str) -> tuple[tuple[str, ...], Any]:
 
 def _gumbel(ckpt: Checkpoint, part: Section, root: str, stem: str) -> Codebook:
     name, logits = f"{stem}.vars", f"{stem}.weight_proj"
-    _, rows, dim = part.shape(name)
+    _, rows, dim = part.sizes(name, "1 H*K D")
     project = f"{root}project_q"
-    total = part.shape(f"{logits}.weight")[0] if f"{logits}.weight" in part else rows
-    width = part.shape(f"{project}.weight")[1] if f"{project}.weight" in part else 0
+    if f"{logits}.weight" not in part:
+        raise InputError(
+            f"{printable(part.key(name))} are chosen by the logits of {printable(logits)}, which is not in the file."
+        )
+    total, outer = part.sizes(f"{logits}.weight", "H*K W")
+    width = part.sizes(f"{project}.weight", "W H*D")[1] if f"{project}.weight" in part else 0
     configured = _setting(ckpt, "latent_groups")[1]
     combined = total > rows  # combine_groups: one table for all groups
     groups = total // rows if combined else configured if isinstance(configured, int) else max(1, width // dim)
+    if rows % groups or total % rows:
+        raise misfit(part.key(name), part.shape(name), (1, f"a multiple of {groups}", "D"))
     codes = rows if combined else rows // groups
     sites = [
         Site(
@@ -82,8 +90,9 @@ def _gumbel(ckpt: Checkpoint, part: Section, root: str, stem: str) -> Codebook:
         dtype=part.infos[name].dtype,
         parts=parts,
         own_dims_per_head=not combined,
-        outer_width=part.shape(f"{logits}.weight")[1] if f"{logits}.weight" in part else None,
+        outer_width=outer,
         sites=(*sites, *after),
+        relies=relied(part, logits, "H*K", "W"),
         refusals=refusals,
         value_edits=(lambda kept: {path: groups * kept.shape[-1]}) if path else None,
         zero_fill=not (after and after[0].bias),
@@ -93,12 +102,15 @@ def _gumbel(ckpt: Checkpoint, part: Section, root: str, stem: str) -> Codebook:
 
 def _kmeans(part: Section, name: str) -> Codebook:
     """vq-wav2vec's k-means: (V, G, D) codes first, looked up after a GroupNorm over the groups."""
-    groups, codes, dim = heads_of(part, name, axes="KHD")
-    sites = [Site(part.key(name), 2, "codes", 0, g, ((1, g, g + 1),)) for g in range(groups)]
+    stored, codes, dim = heads_of(part, name, axes="KHD")
+    groups = max(stored, _normed_groups(part, name, dim))  # combine_groups: one table serves them all
+    sites = [Site(part.key(name), 2, "codes", 0, g, ((1, g, g + 1),)) for g in range(stored)]
+    if groups > stored:
+        sites = [Site(part.key(name), 2, "codes", 0)]
 
     def parts(ckpt: Checkpoint) -> Parts:
         table: torch.Tensor = to_heads(ckpt.get(part.key(name)), "KHD")
-        return Parts((table,))
+        return Parts((table.expand(groups, codes, dim),))
 
     return Codebook(
         family="fairseq vq-wav2vec",
@@ -109,6 +121,7 @@ def _kmeans(part: Section, name: str) -> Codebook:
         metric="euclidean",
         dtype=part.infos[name].dtype,
         parts=parts,
+        own_dims_per_head=groups == stored,
         sites=tuple(sites),
         refusals={
             "sliced": "the GroupNorm before the codes spans the dimensions of a group, so its statistics would change",
@@ -116,3 +129,10 @@ def _kmeans(part: Section, name: str) -> Codebook:
         },
         warnings=("features are taken after the projection and its GroupNorm",),
     )
+
+
+def _normed_groups(part: Section, name: str, dim: int) -> int:
+    """G by the width of the GroupNorm before the codes, 1 without it."""
+    norm = f"{name.removesuffix('embedding')}projection.1.weight"
+    width = part.sizes(norm, "H*D")[0] if norm in part else dim
+    return width // dim if width % dim == 0 else 1

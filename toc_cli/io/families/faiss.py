@@ -11,6 +11,7 @@ import torch
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Codebook, Parts
+from toc_cli.io.families.names import sized
 
 PRODUCT = ("pq.centroids", "centroids")
 INNER_PRODUCT = "the index searches by inner product; its codes are chosen by distance, and so are these tokens"
@@ -26,11 +27,11 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
     for key, info in ckpt.infos.items():
         leaf = key.rpartition("coarse.")[2]
         if leaf in PRODUCT:
-            books.append(_product(ckpt, key, info.shape))
+            books.append(_product(ckpt, key, sized(info, "M K D")))
         elif leaf == "rq.codebooks":
-            books.append(_residual(ckpt, key, info.shape))
+            books.append(_residual(ckpt, key, sized(info, "K D")))
         elif leaf == "xb" and key != leaf:
-            books.append(_coarse(ckpt, key, info.shape))
+            books.append(_coarse(ckpt, key, sized(info, "K D")))
     return books
 
 

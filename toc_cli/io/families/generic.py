@@ -6,7 +6,7 @@ Legend: L levels, H heads, K codes, D dimensions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,22 +83,22 @@ class Layout:
         return found
 
 
-def find(ckpt: Checkpoint) -> list[Codebook]:
-    """Bare arrays, and tables under names that hold nothing but codebooks."""
-    if ckpt.container in ("npy", "npz", "h5") or all(
-        info.key == "" or info.key.isdecimal() for info in ckpt.infos.values()
-    ):
-        bare = _bare(ckpt)
-        if bare:
-            return bare
-    return [book for part in sections(ckpt) for book in _named(ckpt, part)]
+def find(ckpt: Checkpoint, claimed: Collection[str] = ()) -> list[Codebook]:
+    """Bare arrays, and tables under names that hold nothing but codebooks, other than those that are claimed by a family."""
+    numbered = all(info.key == "" or info.key.isdecimal() for info in ckpt.infos.values())
+    bare = _bare(ckpt) if not claimed and (numbered or ckpt.container in ("npy", "npz", "h5")) else []
+    if bare:
+        return bare
+    return [book for part in sections(ckpt) for book in _named(ckpt, part, claimed)]
 
 
-def _named(ckpt: Checkpoint, part: Section) -> list[Codebook]:
+def _named(ckpt: Checkpoint, part: Section, claimed: Collection[str]) -> list[Codebook]:
     """The tables of a section under names of codebooks; numbered siblings are one codebook whose stack is unknown."""
     found: dict[str, list[TensorInfo]] = {}
     for name, info in part.infos.items():
-        if is_table(info) and not is_statistic(name) and any(re.fullmatch(p, name, re.IGNORECASE) for p in NAMES):
+        if info.key in claimed or is_statistic(name) or not is_table(info):
+            continue
+        if any(re.fullmatch(p, name, re.IGNORECASE) for p in NAMES):
             found.setdefault(re.sub(r"\d+", "#", name), []).append(info)
     books = []
     for infos in found.values():

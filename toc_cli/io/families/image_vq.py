@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Codebook, Metric, Mode, Parts, Site
+from toc_cli.io.families.base import Codebook, Metric, Mode, Parts, Relied, Site
 from toc_cli.io.families.config import section
-from toc_cli.io.families.layers import affine, consumer, pointwise, producer, shape
+from toc_cli.io.families.layers import affine, consumer, pointwise, producer, relied, shape
 from toc_cli.io.families.names import Section, sections
 
 EMU3_SLICED = "the decoder joins the quantised vector to features of latent_channels, which embed_dim must equal"
@@ -60,7 +60,7 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 
 def _codebook(ckpt: Checkpoint, part: Section, kind: _Kind, root: str, path: tuple[str, ...]) -> Codebook:
     name, after = root + kind.table, root + kind.after
-    dim = part.shape(name)[-1]
+    dim = part.sizes(name, "K D")[1]
     before = _producer_layer(part, kind, root)
     sites = [Site(part.key(name), axis=1, role="codes")]
     refusals = _refusals(part, kind, root)
@@ -97,6 +97,14 @@ def _codebook(ckpt: Checkpoint, part: Section, kind: _Kind, root: str, path: tup
         unit_vectors=kind.unit_vectors,
         outer_width=shape(part, before)[1] if inward and before else None,
         sites=tuple(sites),
+        relies=(
+            *(relied(part, before, "D", "W") if inward and before else ()),
+            *(
+                (Relied(part.key(f"{after}.weight"), (shape(part, after)[0], "D"), kernel=True),)
+                if pointwise(part, after)
+                else ()
+            ),
+        ),
         config_edits=lambda kept: {(*path, kind.size): kept.shape[-1]},
         refusals=refusals,
         # a normalised row would carry the constant into its length

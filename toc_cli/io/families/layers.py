@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Affine, Site
-from toc_cli.io.families.names import Section
+from toc_cli.io.families.base import Affine, Relied, Site
+from toc_cli.io.families.names import Section, misfit
 
 NormSpelling = Literal["", "weight_g", "original0"]
 
@@ -26,8 +26,19 @@ def spelling(part: Section, layer: str) -> tuple[str, NormSpelling] | None:
     """Name of the weight of `layer` (of its direction under weight norm) and how the norm is spelt; None if absent."""
     for name, norm in _WEIGHTS.items():
         if f"{layer}.{name}" in part:
+            if norm:
+                check_magnitude(part, f"{layer}.{_MAGNITUDES[name]}", f"{layer}.{name}")
             return f"{layer}.{name}", norm
     return None
+
+
+def check_magnitude(part: Section, magnitude: str, direction: str) -> None:
+    """InputError where g of weight norm is missing or does not go with v: as many axes, each of length one or as long."""
+    v = part.shape(direction)
+    g = part.shape(magnitude) if magnitude in part else ()
+    fits = len(g) == len(v) and all(n in (1, size) for n, size in zip(g, v, strict=True)) and 1 in g and all(v)
+    if not fits:
+        raise misfit(part.key(direction).removesuffix(direction) + magnitude, g, (*v[:1], *(1 for _ in v[1:])))
 
 
 def shape(part: Section, layer: str) -> tuple[int, ...]:
@@ -49,7 +60,19 @@ def affine(ckpt: Checkpoint, part: Section, layer: str) -> Affine:
     if norm:
         weight = weight_norm(ckpt.get(part.key(f"{layer}.{_MAGNITUDES[name.removeprefix(layer + '.')]}")), weight)
     bias = part.optional(f"{layer}.bias")
+    if weight.dim() < 2:
+        raise misfit(part.key(name), tuple(weight.shape), ("out", "in"))
     return Affine(weight.flatten(1), None if bias is None else ckpt.get(bias))
+
+
+def relied(part: Section, layer: str, out: str, into: str) -> tuple[Relied, ...]:
+    """The shapes of a pointwise layer from `into` to `out`, each a product of H, D and W; none where it is not in the file."""
+    found = spelling(part, layer)
+    if found is None:
+        return ()
+    bias = part.optional(f"{layer}.bias")
+    weight = Relied(part.key(found[0]), (out, into), kernel=True)
+    return (weight, Relied(bias, (out,))) if bias else (weight,)
 
 
 def weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:

@@ -24,11 +24,13 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 def _vqvae2(part: Section, root: str, which: str) -> Codebook:
     """Tables are (D, K). The bottom codes are read behind the upsampled top ones in one concatenation."""
     name = f"{root}quantize_{which}.embed"
-    dim = part.shape(name)[0]
+    dim = part.sizes(name, "D K")[0]
     if which == "t":
         after = reader(part, f"{root}dec_t.blocks.0", dim) + reader(part, f"{root}upsample_t", dim, axis=0)
     else:
-        upsampled = part.shape(f"{root}upsample_t.weight")[1] if f"{root}upsample_t.weight" in part else dim
+        upsampled = (
+            part.sizes(f"{root}upsample_t.weight", "in out k k")[1] if f"{root}upsample_t.weight" in part else dim
+        )
         after = reader(part, f"{root}dec.blocks.0", dim, offset=upsampled)
     return plain(
         part,
@@ -65,6 +67,6 @@ def _jukebox(part: Section, root: str, level: int) -> Codebook:
         part,
         [name],
         family="Jukebox VQ-VAE",
-        after=reader(part, first, part.shape(name)[1]),
+        after=reader(part, first, part.sizes(name, "K D")[1]),
         refusals={"sliced": "emb_width also sizes the blocks between the levels of the encoders and decoders"},
     )

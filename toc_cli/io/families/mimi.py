@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Codebook, Mode, Parts, Site
+from toc_cli.io.families.base import Codebook, Mode, Parts, Relied, Site
 from toc_cli.io.families.config import section
-from toc_cli.io.families.layers import affine, consumer, levels, pointwise, producer, shape, single
+from toc_cli.io.families.layers import affine, consumer, levels, pointwise, producer, relied, shape, single
 from toc_cli.io.families.names import Section, sections
 
 LEAST_USAGE = 1e-5
@@ -41,7 +41,7 @@ def usage_name(name: str) -> str:
 
 
 def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: list[str]) -> Codebook:
-    dim = part.shape(names[0])[-1]
+    dim = part.sizes(names[0], "K D")[1]
     projected = pointwise(part, root + "input_proj") and pointwise(part, root + "output_proj")
     outer = shape(part, root + "input_proj")[1] if projected else None
     found = section(ckpt, ("mimi",))
@@ -98,6 +98,15 @@ def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: li
         sites=tuple(sites),
         additions=None if projected else selection,
         config_edits=config_edits,
+        relies=(
+            *(Relied(part.key(name), ("K", "D"), level=level) for level, name in enumerate(names)),
+            *(Relied(part.key(usage_name(name)), ("K",), level=level) for level, name in enumerate(names)),
+            *(
+                relied(part, root + "input_proj", "D", "W") + relied(part, root + "output_proj", "W", "D")
+                if projected
+                else ()
+            ),
+        ),
         refusals=refusals,
         kept_refusal=kept_refusal,
         load_hint=lambda size: (

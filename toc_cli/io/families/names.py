@@ -61,10 +61,7 @@ class Section:
 
     def sizes(self, name: str, axes: str) -> tuple[int, ...]:
         """Stored shape of a tensor whose axes are named, as "K D". InputError where it has another number of axes, or an empty one."""
-        shape = self.shape(name)
-        if len(shape) != len(axes.split()) or not all(shape):
-            raise misfit(self.key(name), shape, axes.split())
-        return shape
+        return sized(self.infos[name], axes)
 
     def optional(self, name: str) -> str | None:
         """Full key, or None where there is no such tensor."""
@@ -74,6 +71,13 @@ class Section:
         """Full matches of `pattern` over the names, in file order, numbers in the names counting as numbers."""
         found = [match for name in self.infos if (match := re.fullmatch(pattern, name))]
         return sorted(found, key=lambda match: natural(match.group()))
+
+
+def sized(info: TensorInfo, axes: str) -> tuple[int, ...]:
+    """The shape of a tensor whose axes are named, as "K D". InputError where it has another number of axes, or an empty one."""
+    if len(info.shape) != len(axes.split()) or not all(info.shape):
+        raise misfit(info.key, info.shape, axes.split())
+    return info.shape
 
 
 def misfit(key: str, shape: Sequence[int], axes: Sequence[object]) -> InputError:

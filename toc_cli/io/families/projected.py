@@ -18,7 +18,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Metric, Mode, Parts, Site
 from toc_cli.io.families.config import section
 from toc_cli.io.families.encodec import table_sites
-from toc_cli.io.families.layers import affine, consumer, levels, producer, shape
+from toc_cli.io.families.layers import affine, consumer, levels, producer, relied, shape
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
 
@@ -106,7 +106,7 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 
 def _codebooks(ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str]) -> list[Codebook]:
     stems = [name.removesuffix(kind.table) for name in names]
-    if not all(shape(part, stem + layer) for stem in stems for layer in (kind.before, kind.after)):
+    if not all(len(shape(part, stem + layer)) >= 2 for stem in stems for layer in (kind.before, kind.after)):
         return []
     if kind.beside and not all(stem + kind.beside in part for stem in stems):
         return []
@@ -187,6 +187,11 @@ def _codebook(
         config_edits=config_edits,
         value_edits=value_edits,
         load_hint=lambda size: f"codebook_dim={size}",
+        relies=tuple(
+            one
+            for stem in stems
+            for one in (*relied(part, stem + kind.before, "D", "W"), *relied(part, stem + kind.after, "W", "D"))
+        ),
         refusals=refusals,
         zero_fill=kind.metric == "cosine",
         warnings=(*((alone,) if alone else ()), *((AFTER_OTHERS,) if later else ())),

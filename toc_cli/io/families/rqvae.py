@@ -23,8 +23,8 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 def _kakao(part: Section, root: str, names: list[str]) -> Codebook:
     stems = [name.removesuffix("weight") for name in names]
     counts = f"{stems[0]}cluster_size_ema"
-    padding = counts not in part or part.shape(counts)[0] == part.shape(names[0])[0] - 1
-    after = reader(part, f"{root}post_quant_conv", part.shape(names[0])[1])
+    padding = counts not in part or part.sizes(counts, "K")[0] == part.sizes(names[0], "K D")[0] - 1
+    after = reader(part, f"{root}post_quant_conv", part.sizes(names[0], "K D")[1])
     before = f"{root}quant_conv"
     shared = part.infos[names[0]].storage is not None and len({part.infos[name].storage for name in names}) == 1
     refusals: dict[Mode, str] = {}
@@ -49,7 +49,7 @@ def _kakao(part: Section, root: str, names: list[str]) -> Codebook:
 
 
 def _recommender(part: Section, root: str, names: list[str]) -> Codebook:
-    dim = part.shape(names[0])[1]
+    dim = part.sizes(names[0], "K D")[1]
     before = _last_linear(part, f"{root}encoder.mlp_layers")
     first = next((m["layer"] for m in part.matches(rf"(?P<layer>{root}decoder\.mlp_layers\.\d+)\.weight")), None)
     after = reader(part, first, dim) if first else []

@@ -10,12 +10,9 @@ from math import prod
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
 from toc_cli.io.families.base import Codebook, Relied, Site
-from toc_cli.io.families.emit import copy_key, magnitude_key
+from toc_cli.io.families.emit import copy_key
 from toc_cli.io.families.names import misfit
 from toc_cli.io.names import printable
-
-INTO, OUT = ("H*D", "W"), ("W", "H*D")
-"""Axes of a projection in and of a projection out."""
 
 
 def check(ckpt: Checkpoint, book: Codebook) -> None:
@@ -35,8 +32,15 @@ def check(ckpt: Checkpoint, book: Codebook) -> None:
 
 
 def _check_relied(ckpt: Checkpoint, book: Codebook, relied: Relied) -> None:
-    sizes = {"H": book.heads, "D": book.dim, "W": book.outer_width or book.heads * book.dim, "K": book.num_codes[relied.level]}
-    expected = [prod(sizes[letter] for letter in axis.split("*")) if isinstance(axis, str) else axis for axis in relied.axes]
+    sizes = {
+        "H": book.heads,
+        "D": book.dim,
+        "W": book.outer_width or book.heads * book.dim,
+        "K": book.num_codes[relied.level],
+    }
+    expected = [
+        prod(sizes[letter] for letter in axis.split("*")) if isinstance(axis, str) else axis for axis in relied.axes
+    ]
     info = _floating(ckpt, relied.key)
     ones = all(n == 1 for n in info.shape[len(expected) :]) if relied.kernel else len(info.shape) == len(expected)
     if list(info.shape[: len(expected)]) != expected or not ones:
@@ -51,7 +55,11 @@ def _check_site(ckpt: Checkpoint, book: Codebook, site: Site) -> None:
     length = shape[axis] if axis < len(shape) else 0
     fits = length >= min(narrow) if site.role == "consumer" else length in narrow
     if not fits:
-        named = [wide + site.offset if n == axis else size for n, size in enumerate(shape)] if axis < len(shape) else ["…", wide]
+        named = (
+            [wide + site.offset if n == axis else size for n, size in enumerate(shape)]
+            if axis < len(shape)
+            else ["…", wide]
+        )
         raise misfit(site.key, shape, named)
     for at, start, stop in site.window:
         if at >= len(shape) or not 0 <= start < stop <= shape[at]:
@@ -61,21 +69,13 @@ def _check_site(ckpt: Checkpoint, book: Codebook, site: Site) -> None:
         counts = ckpt.require(site.counts).shape
         if prod(counts) != prod(shape[n] for n in rows):
             raise misfit(site.counts, counts, [shape[n] for n in rows])
-    if site.norm:
-        check_magnitude(ckpt.require(magnitude_key(site)), info)
     if site.bias is not None:
         # rows of the layer before; outputs of the layer after, whose kernels have them first or, transposed, second
-        expected = length if site.role == "producer" else shape[1 if axis == 0 and len(shape) > 1 else 0]
+        if len(shape) < 2:
+            raise misfit(site.key, shape, ("out", "in"))
+        expected = length if site.role == "producer" else shape[1 if axis == 0 else 0]
         if _floating(ckpt, site.bias).shape != (expected,):
             raise misfit(site.bias, ckpt.infos[site.bias].shape, [expected])
-
-
-def check_magnitude(magnitude: TensorInfo, direction: TensorInfo) -> None:
-    """InputError where g of weight norm does not go with v: as many axes, each of length one or as long."""
-    pairs = zip(magnitude.shape, direction.shape, strict=False)
-    if len(magnitude.shape) != len(direction.shape) or any(g not in (1, v) for g, v in pairs) or 1 not in magnitude.shape:
-        expected = (*direction.shape[:1], *(1 for _ in direction.shape[1:]))
-        raise misfit(magnitude.key, magnitude.shape, expected)
 
 
 def _floating(ckpt: Checkpoint, key: str) -> TensorInfo:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Site
-from toc_cli.io.families.layers import affine, pointwise, product, shape, single
+from toc_cli.io.families.layers import affine, pointwise, product, relied, shape, single
 from toc_cli.io.families.names import Section, misfit, sections
 from toc_cli.io.families.tables import reader
 from toc_cli.io.families.vqp import NO_CONSUMER
@@ -92,6 +92,7 @@ def _codebook(section: Section, spelt: _Spelling, root: str, prefixes: list[str]
         residual=tables[0] != f"{root}{spelt.table}",
         outer_width=shape(section, before)[1] if before else None,
         sites=(*sites, *after),
+        relies=relied(section, before, "D", "W") if before else (),
         refusals=_refusals(section, spelt, prefixes, bool(before and after), bool(after)),
         load_hint=lambda size: _hint(spelt, size, frozen),
         zero_fill=True,

@@ -9,7 +9,7 @@ import torch
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Parts, Site
-from toc_cli.io.families.layers import affine, pointwise, producer, shape, spelling
+from toc_cli.io.families.layers import affine, pointwise, producer, relied, shape, spelling
 from toc_cli.io.families.names import Section, misfit, twin
 
 
@@ -106,6 +106,7 @@ def stack(
         outer_width=shape(part, entered)[1] if entered else None,
         ema_twins=tuple(site.key for site in sites if site.role == "sums"),
         sites=(*sites, *after),
+        relies=relied(part, entered, "H*D", "W") if entered else (),
         zero_fill=zero_fill or not folds,
         **more,
     )
@@ -133,7 +134,12 @@ def reader(
     A kernel wider than one is taken as zero padded: a constant does not fold into the bias at the borders.
     """
     found = spelling(part, layer)
-    if found is None or part.shape(found[0])[axis] < offset + dim:
+    if found is None:
+        return []
+    size = part.shape(found[0])
+    if len(size) <= axis:
+        raise misfit(part.key(found[0]), size, ("out", dim) if axis else (dim, "out"))
+    if size[axis] < offset + dim:
         return []
     name, norm = found
     bias = part.optional(f"{layer}.bias")
@@ -144,7 +150,7 @@ def reader(
 
 def heads_of(part: Section, name: str, *, axes: str) -> tuple[int, int, int]:
     """(H, K, D) of a three-dimensional table whose axes are named, such as "KHD"."""
-    sizes = dict(zip(axes, part.shape(name), strict=True))
+    sizes = dict(zip(axes, part.sizes(name, " ".join(axes)), strict=True))
     return sizes["H"], sizes["K"], sizes["D"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Evidence, Mode, Parts, Site
-from toc_cli.io.families.layers import affine, pointwise, shape
+from toc_cli.io.families.layers import affine, pointwise, relied, shape
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.families.tables import plain, reader
 from toc_cli.io.names import printable
@@ -128,7 +128,7 @@ def _nested(config: Mapping[str, Any], name: str) -> Any:
 
 def _var(part: Section, root: str, name: str, after: list[Site]) -> Codebook:
     hits = f"{root}quantize.ema_vocab_hit_SV"
-    scales = part.shape(hits)[0] if hits in part else "several"
+    scales = part.sizes(hits, "scales K")[0] if hits in part else "several"
     return plain(
         part,
         [name],
@@ -142,12 +142,12 @@ def _var(part: Section, root: str, name: str, after: list[Site]) -> Codebook:
 def _gumbel(part: Section, root: str) -> Codebook:
     """taming's GumbelQuantize: tokens are the argmax of `proj`, vectors are looked up in `embed`."""
     name, logits = f"{root}quantize.embed.weight", f"{root}quantize.proj"
-    width = part.shape(f"{logits}.weight")[1]
+    width = shape(part, logits)[1] if pointwise(part, logits) else part.sizes(f"{logits}.weight", "K W")[1]
 
     def parts(ckpt: Checkpoint) -> Parts:
         return Parts((ckpt.get(part.key(name)).unsqueeze(0),), logits=affine(ckpt, part, logits))
 
-    codes, dim = part.shape(name)
+    codes, dim = part.sizes(name, "K D")
     after = reader(part, f"{root}post_quant_conv", dim)
     return Codebook(
         family="taming-transformers GumbelVQ",
@@ -160,6 +160,7 @@ def _gumbel(part: Section, root: str) -> Codebook:
         parts=parts,
         outer_width=width,
         sites=(Site(part.key(name), 1, "codes", 0), *after),
+        relies=relied(part, logits, "K", "W"),
         refusals={"sliced": "embed_dim also sizes quant_conv, whose output the logits are made of"},
         zero_fill=not (after and after[0].bias and pointwise(part, f"{root}post_quant_conv")),
         warnings=("assignment comes from logits: codes never change, only the looked-up vectors",),

@@ -7,16 +7,16 @@ Read from the source of version 1.32.0; older releases store [K, D] tables witho
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Affine, Codebook, Mode, Norm, Parts, Site
+from toc_cli.io.families.base import Affine, Codebook, Mode, Norm, Parts, Relied, Site
 from toc_cli.io.families.layers import single
-from toc_cli.io.families.names import Section, sections
+from toc_cli.io.families.names import Section, misfit, sections
 from toc_cli.io.families.tables import has_unit_rows
 from toc_cli.io.names import printable
 
@@ -89,8 +89,10 @@ class Module:
 
     def shape(self, level: int = 0, group: int = 0) -> tuple[int, int, int]:
         """(tables, K, D) of one level."""
-        stored = self.section.shape(self.name(level, group, "embed"))
-        return (1, *stored) if len(stored) == 2 else stored  # type: ignore[return-value]
+        name = self.name(level, group, "embed")
+        if len(self.section.shape(name)) == 2:
+            return (1, *self.section.sizes(name, "K D"))  # type: ignore[return-value]
+        return self.section.sizes(name, "H K D")  # type: ignore[return-value]
 
     def around(self, group: int) -> str:
         """Prefix of the projections around all levels of a group."""
@@ -106,7 +108,10 @@ class Module:
         """H: groups, or tables, or what the rows of the projection say where one table serves all heads."""
         tables, _, dim = self.shape()
         into = self.projection(0, "project_in")
-        shared = self.section.shape(f"{into}.weight")[0] // dim if into else 1
+        rows = self.section.sizes(f"{into}.weight", "H*D W")[0] if into else dim
+        if rows % dim:
+            raise misfit(self.section.key(f"{into}.weight"), self.section.shape(f"{into}.weight"), (f"H*{dim}", "W"))
+        shared = rows // dim
         return max(self.groups, tables, shared)
 
     @property
@@ -124,7 +129,7 @@ class Module:
     def outer_width(self) -> int | None:
         """W, None without projections."""
         into = self.projection(0, "project_in")
-        return self.section.shape(f"{into}.weight")[1] * self.groups if into else None
+        return self.section.sizes(f"{into}.weight", "H*D W")[1] * self.groups if into else None
 
     @property
     def width(self) -> int:
@@ -134,6 +139,38 @@ class Module:
     def has(self, part: str) -> bool:
         """Whether the module or its `_codebook` owns a sub-module or buffer of this name."""
         return any(name.startswith((f"{self.root}{part}", self.name(0, 0, part))) for name in self.section)
+
+
+def _relied(module: Module) -> Iterator[Relied]:
+    """The shapes of the tables, the projections of each group, the LayerNorm and the affine form."""
+    section, (tables, _, dim) = module.section, module.shape()
+    for level, group in module.books:
+        stored = module.name(level, group, "embed")
+        lead = (tables,) if len(section.shape(stored)) == 3 else ()
+        yield Relied(section.key(stored), (*lead, module.shape(level)[1], dim))
+        affine = [module.name(level, group, leaf) for leaf in AFFINE]
+        if any(name in section for name in affine):
+            for name in affine:
+                if name not in section:
+                    raise InputError(f"{printable(name)} is not in the file, though others of its affine form are.")
+                yield Relied(section.key(name), (section.shape(name)[0] if section.shape(name) else 1, 1, dim))
+    inner = dim if module.groups > 1 else module.heads * dim
+    outer = (module.outer_width or inner) // module.groups
+    for group in range(module.groups):
+        for which, axes in (("project_in", (inner, outer)), ("project_out", (outer, inner))):
+            layer = module.projection(group, which)
+            if layer:
+                yield Relied(section.key(f"{layer}.weight"), axes)
+                if f"{layer}.bias" in section:
+                    yield Relied(section.key(f"{layer}.bias"), axes[:1])
+            elif group and module.projection(0, which):
+                raise InputError(
+                    f"{printable(module.around(group) + which)} is not in the file, though that of group 0 is."
+                )
+    for leaf in ("weight", "bias"):
+        norm = f"{module.root}project_in.1.{leaf}"
+        if norm in section:
+            yield Relied(section.key(norm), (inner,))
 
 
 def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
@@ -199,6 +236,7 @@ def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
         outer_width=module.outer_width,
         ema_twins=tuple(site.key for site in sites if site.role == "sums"),
         sites=tuple(sites),
+        relies=tuple(_relied(module)),
         additions=None
         if module.outer_width
         else lambda basis, constant: _selections(module, basis, constant, info.dtype),
@@ -304,7 +342,8 @@ def _parts(ckpt: Checkpoint, module: Module, levels: int) -> Parts:
 
     norm, name = None, f"{module.root}project_in.1"
     if f"{name}.weight" in section:
-        norm = Norm(ckpt.get(section.key(f"{name}.weight")), ckpt.get(section.key(f"{name}.bias")))
+        shift = section.optional(f"{name}.bias")
+        norm = Norm(ckpt.get(section.key(f"{name}.weight")), ckpt.get(shift) if shift else None)
     tables = tuple(_tables(ckpt, module, level) for level in range(levels))
     return Parts(tables, affine("project_in"), norm, affine("project_out"))
 

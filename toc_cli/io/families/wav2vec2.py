@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Site
-from toc_cli.io.families.layers import affine, consumer, shape
+from toc_cli.io.families.layers import affine, consumer, relied, shape
 from toc_cli.io.families.names import Section, sections
+from toc_cli.io.names import printable
 
 CODES = r"(?P<root>.*?)quantizer\.codevectors"
 WARNING = "assignment comes from logits: codes never change, only the looked-up vectors"
@@ -26,7 +28,7 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 
 def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
     name, chooser, reader = root + "quantizer.codevectors", root + "quantizer.weight_proj", root + "project_q"
-    rows, dim = part.shape(name)[-2:]
+    _, rows, dim = part.sizes(name, "1 H*K D")
     heads = _groups(ckpt, part, reader, rows, dim)
     codes = rows // heads
     sites = [
@@ -40,12 +42,15 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
         refusals["sliced"] = refusals["consumer"] = "project_q, which reads the codevectors, is not in this file"
     if shape(part, root + "speaker_proj")[:1] == (heads * dim,):
         refusals["sliced"] = "codevector_dim also sizes speaker_proj and label_embeddings_concat of UniSpeech-SAT"
-    logits = len(shape(part, chooser)) == 2
+    if len(shape(part, chooser)) != 2:
+        raise InputError(
+            f"{printable(part.key(name))} are chosen by the logits of {printable(chooser)}, which is not in the file, or is no matrix."
+        )
 
     def parts(opened: Checkpoint) -> Parts:
         return Parts(
             tables=(opened.get(part.key(name)).reshape(heads, codes, dim),),
-            logits=affine(opened, part, chooser) if logits else None,
+            logits=affine(opened, part, chooser),
         )
 
     def config_edits(kept: torch.Tensor) -> Mapping[tuple[str, ...], Any]:
@@ -60,8 +65,9 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
         metric="logits",
         dtype=ckpt.infos[part.key(name)].dtype,
         parts=parts,
-        outer_width=shape(part, chooser)[1] if logits else None,
+        outer_width=shape(part, chooser)[1],
         sites=tuple(sites),
+        relies=relied(part, chooser, "H*K", "W"),
         config_edits=config_edits,
         load_hint=lambda size: f"codevector_dim={heads * size}",
         refusals=refusals,
