@@ -20,7 +20,7 @@ from toc_cli.io.families.base import Codebook
 from toc_cli.pipeline.source import Source, sources
 
 SEED = int(os.environ.get("TOC_MUTATION_SEED", "0"))
-COUNT = int(os.environ.get("TOC_MUTATIONS", "300"))
+COUNT = int(os.environ.get("TOC_MUTATIONS", "200"))
 FOLDER = shared_folder("TOC_FIXTURES", "fixtures")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Codebook, Mode, Parts, Site
+from toc_cli.io.families.base import Codebook, Mode, Parts, Relied, Site
 from toc_cli.io.families.layers import affine, relied
 from toc_cli.io.families.names import Section, misfit, sections
 from toc_cli.io.families.tables import heads_of, reader, to_heads
@@ -92,7 +92,7 @@ def _gumbel(ckpt: Checkpoint, part: Section, root: str, stem: str) -> Codebook:
         own_dims_per_head=not combined,
         outer_width=outer,
         sites=(*sites, *after),
-        relies=relied(part, logits, "H*K", "W"),
+        relies=(Relied(part.key(name), (1, rows, "D")), *relied(part, logits, "H*K", "W")),
         refusals=refusals,
         value_edits=(lambda kept: {path: groups * kept.shape[-1]}) if path else None,
         zero_fill=not (after and after[0].bias),

@@ -52,14 +52,11 @@ def _check_site(ckpt: Checkpoint, book: Codebook, site: Site) -> None:
     shape, axis = info.shape, site.axis
     wide = book.heads * book.dim if site.head is None else book.dim
     narrow = {site.offset + wide, site.offset + book.dim}  # a table that all heads share is D wide
-    length = shape[axis] if axis < len(shape) else 0
+    here = 0 <= axis < len(shape)
+    length = shape[axis] if here else 0
     fits = length >= min(narrow) if site.role == "consumer" else length in narrow
     if not fits:
-        named = (
-            [wide + site.offset if n == axis else size for n, size in enumerate(shape)]
-            if axis < len(shape)
-            else ["…", wide]
-        )
+        named = [wide + site.offset if n == axis else size for n, size in enumerate(shape)] if here else ["…", wide]
         raise misfit(site.key, shape, named)
     for at, start, stop in site.window:
         if at >= len(shape) or not 0 <= start < stop <= shape[at]:

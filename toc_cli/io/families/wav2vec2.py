@@ -12,7 +12,7 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Codebook, Mode, Parts, Site
+from toc_cli.io.families.base import Codebook, Mode, Parts, Relied, Site
 from toc_cli.io.families.layers import affine, consumer, relied, shape
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
@@ -67,7 +67,7 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
         parts=parts,
         outer_width=shape(part, chooser)[1],
         sites=tuple(sites),
-        relies=relied(part, chooser, "H*K", "W"),
+        relies=(Relied(part.key(name), (1, "H*K", "D")), *relied(part, chooser, "H*K", "W")),
         config_edits=config_edits,
         load_hint=lambda size: f"codevector_dim={heads * size}",
         refusals=refusals,
