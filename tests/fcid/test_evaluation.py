@@ -294,6 +294,15 @@ def test_a_codebook_alone(run: Path, data: Path, tmp_path: Path) -> None:
     assert "is pruned already" in refused.err
     done = toc("evaluate", artefact, plain, "--keep", "none", "--seeds", 1, "--probe-epochs", 200, "--json")
     assert done.code == 0, done.err
+    again = toc(
+        "evaluate", artefact, plain, "--keep", "none", "--seeds", 1, "--probe-epochs", 1, "--part", "classification"
+    )
+    assert again.code == 0, again.err
+    assert sorted(path.name for path in tmp_path.glob("evaluation-*")) == [
+        "evaluation-1.toc.json",
+        "evaluation-2.toc.json",
+    ]
+    assert len(again.out.splitlines()) <= 25
     record = json.loads(done.out)
     schema.validate(record)
     assert "Generation is left out: a codebook alone has no decoders" in done.err

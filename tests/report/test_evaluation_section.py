@@ -14,7 +14,7 @@ from rich.console import Console
 from toc_cli.errors import InputError
 from toc_cli.report import html, machine, markdown, schema, terminal
 from toc_cli.report.assemble import assemble
-from toc_cli.report.evaluation import sheets
+from toc_cli.report.evaluation import sheets, summary
 from toc_cli.report.reading import Run
 
 EVIL = "<img src=x onerror=alert(1)>[red]\x1b[31m"
@@ -68,6 +68,23 @@ def test_what_the_tables_say() -> None:
     # a smaller error is better
     assert found["Generation: audio → video"].rows[1].good == "better"
     assert sheets({"codebooks": []}) == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_summary_is_a_screen(width: int) -> None:
+    record = build()
+    found = record["evaluation"]
+    found["variants"] += [dict(found["variants"][1], id=f"criterion{n} 0.25 subspace") for n in range(60)]
+    for number in range(5):
+        found["classification"] += [dict(row, task=f"label_{number}") for row in found["classification"][:2]]
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(*summary(record), sep="\n")
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("all dimensions") and "80.0%" in line for line in lines)
+    assert any(line.startswith("chance") and "40.0%" in line for line in lines)
+    assert any("48 more selections" in line for line in lines)
 
 
 def test_names_out_of_files_stay_plain_everywhere() -> None:

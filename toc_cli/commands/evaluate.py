@@ -69,7 +69,8 @@ def evaluate(
     ] = None,
     level: Annotated[str, typer.Option(help="--save-features: those of the fine or the coarse codebook.")] = "fine",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="NAME.toc.json", help="Record for toc report.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="NAME.toc.json", help="Record. Default: RUN/evaluation-N.toc.json."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Also write the page of toc report (extra report).")
@@ -94,7 +95,7 @@ def evaluate(
     from toc_cli.io.artefact import write_record
     from toc_cli.io.atomic import check_target
     from toc_cli.pipeline.options import parse_weights
-    from toc_cli.report.evaluation import render
+    from toc_cli.report.evaluation import summary
 
     sink = Output(as_json, quiet)
     refuse_page(report, force=force, inputs=[run, data])
@@ -109,18 +110,29 @@ def evaluate(
         parts=tuple(part or PARTS), scoring_split=scoring_split, retrieval_splits=tuple(retrieval_split or ()),
         relevance=relevance, probe_seeds=seeds, probe_epochs=probe_epochs, seed=seed, device=device,
     )  # fmt: skip
-    if output is not None:
-        check_target(output, force=force, inputs=[data])
+    if output is None:
+        output = numbered(run)
+    check_target(output, force=force, inputs=[data])
     pruned = {path: pruned_books(path) for path in artefact or ()}
     found = evaluated(run, data, options, codebook=lone_codebook(run), artefacts=pruned, progress=sink.progress)
     for warning in found["warnings"]:
         sink.warn(warning["text"])
-    if output is not None:
-        write_record(output, found)
-    write_page(report, output.name if output else "evaluation", found)
-    sink.result(found, *render(found))
-    if output is not None:
-        sink.say(f"Written: {output}")
+    write_record(output, found)
+    write_page(report, output.name, found)
+    sink.result(found, *summary(found))
+    sink.say(f"Written: {output}; toc report {output} shows every table.")
+
+
+def numbered(run: Path) -> Path:
+    """Where a record goes without `-o`: inside the run's folder (beside a file, or here where that is not to be written), numbered."""
+    from toc_cli.pipeline.outputs import place_for
+
+    folder = run if run.is_dir() else run.parent
+    folder, _ = place_for(folder / "evaluation")
+    number = 1
+    while (folder / f"evaluation-{number}.toc.json").exists():
+        number += 1
+    return folder / f"evaluation-{number}.toc.json"
 
 
 def listed(text: str) -> tuple[str, ...]:

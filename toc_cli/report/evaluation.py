@@ -169,6 +169,49 @@ def _good(result: Mapping[str, Any], less: bool = False) -> str:
     return "better" if (bounds[0] > 0) != less else "worse"
 
 
+MOST_VARIANTS = 14
+MOST_TASKS = 4
+
+
+def summary(record: Mapping[str, Any]) -> list[RenderableType]:
+    """At most 25 lines of a terminal: per selection the mean over pairs of every task, beside chance; `toc report` has the rest."""
+    found = record["evaluation"]
+    columns = _means(found)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for title, _ in columns:
+        table.add_column(Text(title), justify="right", max_width=18)
+    chances = [row.get("chance") for _, row in columns]
+    ids = [variant["id"] for variant in found["variants"]]
+    for id in ids[:MOST_VARIANTS]:
+        cells = []
+        for _, row in columns:
+            result = row["results"].get(id) or {}
+            cell = Text(number(result.get("value"), "share"))
+            cell.stylize({"better": "green", "worse": "red"}.get(_good(result), ""))
+            cells.append(cell)
+        table.add_row(Text(_variant(id)), *cells)
+    if any(chance is not None for chance in chances):
+        table.add_row(Text("chance", style="dim"), *(Text(number(chance, "share"), style="dim") for chance in chances))
+    parts: list[RenderableType] = [Text(headline(record), style="bold"), Padding(table, (1, 0, 0, 0))]
+    if len(ids) > MOST_VARIANTS:
+        parts.append(Text(f"and {len(ids) - MOST_VARIANTS} more selections", style="dim"))
+    return parts
+
+
+def _means(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Title and row of each task's mean over pairs, with the highest chance of a pair."""
+    means = []
+    for part in ("classification", "localisation", "transfer"):
+        for task, train, test in dict.fromkeys((row["task"], row["train"], row["test"]) for row in found[part]):
+            own = [row for row in found[part] if (row["task"], row["train"], row["test"]) == (task, train, test)]
+            last = next((row for row in own if row["from"] is None), own[0])
+            known = [row["chance"] for row in own if row["from"] is not None and row["chance"] is not None]
+            title = f"{shown(task, 20)}, {shown(test, 16)}" + (" (transfer)" if part == "transfer" else "")
+            means.append((title, {**last, "chance": max(known, default=None)}))
+    return means[:MOST_TASKS]
+
+
 def render(record: Mapping[str, Any]) -> list[RenderableType]:
     """The evaluation in a terminal."""
     found = sheets(record)
