@@ -56,6 +56,8 @@ class Hdf5Array:
     """Whether chunks are compressed or otherwise encoded."""
     stamped: bool = False
     """Whether a capture noted where it comes from."""
+    offset: int | None = None
+    """Where in the file its numbers lie, as numpy knows them; None where HDF5 has to find or to convert them."""
 
 
 def numeric_datasets(file: h5py.File, path: Path) -> dict[str, Hdf5Array]:
@@ -63,42 +65,74 @@ def numeric_datasets(file: h5py.File, path: Path) -> dict[str, Hdf5Array]:
 
     InputError for external links, external storage and virtual datasets: all of them read other files.
     """
-    found: dict[str, Hdf5Array] = {}
     try:
-        _walk(file.id, "", found, set(), printable(path))
+        return _arrays(file, printable(path))
     except ERRORS as error:
         raise InputError(f"{printable(path)} is damaged: {printable(error)}.", "Copy or download it again.") from None
+
+
+def _arrays(file: h5py.File, shown: str) -> dict[str, Hdf5Array]:
+    """By h5py's low-level calls: its objects cost half a millisecond each, and a file may hold one dataset per clip."""
+    links = _links(file, shown)
+    groups = {name.rpartition(b"/")[0] for name, _ in links}
+    found: dict[str, Hdf5Array] = {}
+    seen: set[int] = set()
+    types: list[tuple[Any, np.dtype[Any], bool]] = []
+    for link, address in links:
+        if link in groups or address in seen:
+            continue
+        seen.add(address)
+        try:
+            dataset = h5py.h5d.open(file.id, link)
+        except ERRORS:
+            if h5py.h5o.get_info(file.id, link).type != h5py.h5o.TYPE_DATASET:
+                continue
+            raise
+        name = link.decode("utf-8", "surrogateescape")
+        array = _array(dataset, types, f"{shown}: {printable(name)}")
+        if array is not None:
+            found[name] = array
     return found
 
 
-def _walk(group: Any, prefix: str, found: dict[str, Hdf5Array], seen: set[int], shown: str) -> None:
-    """By h5py's low-level calls: its objects cost a millisecond each, and a file may hold one dataset per clip."""
-    if prefix.count("/") > DEPTH_LIMIT or len(seen) > OBJECT_LIMIT:
-        raise InputError(f"{shown} nests its groups too deep or holds too many objects.")
-    for link in list(group):
-        name = prefix + link.decode("utf-8", "surrogateescape")
-        kind = group.links.get_info(link).type
-        if kind == h5py.h5l.TYPE_EXTERNAL:
-            raise InputError(f"{shown} links {printable(name)} to another file; external links are refused.")
-        if kind != h5py.h5l.TYPE_HARD:
-            continue
-        info = h5py.h5o.get_info(group, link)
-        if info.addr in seen:
-            continue
-        seen.add(info.addr)
-        if info.type == h5py.h5o.TYPE_GROUP:
-            _walk(h5py.h5g.open(group, link), f"{name}/", found, seen, shown)
-        elif info.type == h5py.h5o.TYPE_DATASET:
-            array = _array(h5py.h5d.open(group, link), f"{shown}: {printable(name)}")
-            if array is not None:
-                found[name] = array
+def _links(file: h5py.File, shown: str) -> list[tuple[bytes, int]]:
+    """Path and address of every hard link of a file. InputError for links to other files, and for too many or too deep."""
+    found: list[tuple[bytes, int]] = []
+    refused: list[str] = []
+
+    def visit(name: bytes, info: Any) -> bool | None:
+        if info.type == h5py.h5l.TYPE_EXTERNAL:
+            shown_name = printable(name.decode("utf-8", "surrogateescape"))
+            refused.append(f"{shown} links {shown_name} to another file; external links are refused.")
+        elif name.count(b"/") > DEPTH_LIMIT or len(found) > OBJECT_LIMIT:
+            refused.append(f"{shown} nests its groups too deep or holds too many objects.")
+        elif info.type == h5py.h5l.TYPE_HARD:
+            found.append((name, info.u))
+        return True if refused else None  # anything but None ends the visit
+
+    created = file.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_TRACKED
+    file.id.links.visit(visit, info=True, idx_type=h5py.h5.INDEX_CRT_ORDER if created else h5py.h5.INDEX_NAME)
+    if refused:
+        raise InputError(refused[0])
+    return found
 
 
-def _array(dataset: Any, where: str) -> Hdf5Array | None:
-    """None for text, records and datasets of no space. InputError for storage in other files."""
-    dtype = dataset.dtype
-    if dtype.kind not in "fiubc" or dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+def _array(dataset: Any, types: list[tuple[Any, np.dtype[Any], bool]], where: str) -> Hdf5Array | None:
+    """None for text, records and datasets of no space. InputError for storage in other files. `types` holds the last type met:
+    its dtype, and whether numpy's numbers are stored as they are."""
+    stored = dataset.get_type()
+    if not types or not stored.equal(types[0][0]):
+        dtype = dataset.dtype
+        plain = dtype.kind in "fiuc" and bool(stored.equal(h5py.h5t.py_create(dtype)))
+        types[:] = [(stored, dtype, plain)]
+    _, dtype, plain = types[0]
+    shape = dataset.shape
+    if dtype.kind not in "fiubc" or (not shape and dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL):
         return None
+    stamped = any(h5py.h5a.exists(dataset, name) for name in STAMPED)
+    offset = dataset.get_offset()
+    if offset is not None:
+        return Hdf5Array(shape, dtype, None, False, stamped, offset if plain else None)
     creation = dataset.get_create_plist()
     layout = creation.get_layout()
     if creation.get_external_count():
@@ -106,8 +140,7 @@ def _array(dataset: Any, where: str) -> Hdf5Array | None:
     if layout == h5py.h5d.VIRTUAL:
         raise InputError(f"{where} is a virtual dataset over other files; it is refused.")
     chunks = creation.get_chunk() if layout == h5py.h5d.CHUNKED else None
-    stamped = any(h5py.h5a.exists(dataset, name) for name in STAMPED)
-    return Hdf5Array(dataset.shape, dtype, chunks, creation.get_nfilters() > 0, stamped)
+    return Hdf5Array(shape, dtype, chunks, creation.get_nfilters() > 0, stamped)
 
 
 def check_chunks(dataset: Any, where: str, *, flood: int = SMALL) -> None:

@@ -49,7 +49,12 @@ def open_features(
     labels = [entry for entry in entries if _is_label(entry)]
     others, tokens = split([entry for entry in entries if not _is_label(entry)])
     arrays = [entry for entry in others if _axis(entry.source, channel_axis) is not None]
-    streams = [Stream(group.name, _parts(group, channel_axis), max_memory) for group in _modalities(arrays, modalities)]
+    classes = groups(labels)
+    by_part = any(len(group.entries) > 1 for group in classes)
+    streams = [
+        Stream(group.name, _parts(group, channel_axis, by_part), max_memory)
+        for group in _modalities(arrays, modalities)
+    ]
     for stream in streams:
         if stream.bounds is None:
             for other in streams:
@@ -61,7 +66,7 @@ def open_features(
                 raise stream.problem
     if limit is not None:
         streams = [stream.limited(limit) for stream in streams]
-    label_sets = {group.name: LabelSet(group.name, _parts(group, None)) for group in groups(labels)}
+    label_sets = {group.name: LabelSet(group.name, _parts(group, None, by_part)) for group in classes}
     chosen = {stream.name: found for stream in streams if (found := recorded(stream, tokens))}
     return Features(files, {stream.name: stream for stream in streams}, label_sets, chosen)
 
@@ -110,10 +115,12 @@ def _axis(source: Source, channel_axis: int | None) -> int | None:
     return axis % ndim if -ndim <= axis < ndim else None
 
 
-def _parts(group: Group, channel_axis: int | None) -> list[Part]:
+def _parts(group: Group, channel_axis: int | None, named: bool) -> list[Part]:
+    """The parts of a group; `named`: each with its id."""
+    ids = group.ids if named else [()] * len(group.entries)
     return [
         Part(entry.place.path, entry.key, entry.source, _axis(entry.source, channel_axis) or 0, id)
-        for entry, id in zip(group.entries, group.ids, strict=True)
+        for entry, id in zip(group.entries, ids, strict=True)
     ]
 
 
@@ -128,7 +135,7 @@ def _modalities(arrays: Sequence[Entry], wanted: Sequence[str]) -> list[Group]:
         if name in found:
             picked.append(found[name])
         elif len(alone) == 1:
-            picked.append(Group(name, (alone[0],), ((),)))
+            picked.append(Group(name, (alone[0],), tuple(name.split("/"))))
         else:
             known = ", ".join(printable(known, 60) for known in list(found)[:20]) or "none"
             raise UsageError(f"There is no modality {printable(name)} in the features.", f"There is: {known}.")

@@ -38,8 +38,13 @@ class Group:
 
     name: str
     entries: tuple[Entry, ...]
-    ids: tuple[tuple[str, ...], ...]
-    """Per entry the numbers and names that differ among them; labels of the same ids belong to it."""
+    shape: tuple[str, ...]
+    """What their keys have in common."""
+
+    @property
+    def ids(self) -> tuple[tuple[str, ...], ...]:
+        """Per entry the numbers and names that differ among them; labels of the same ids belong to it."""
+        return _ids(self.entries, self.shape)
 
 
 def pattern(text: str) -> str:
@@ -94,7 +99,7 @@ def _drafts(members: Sequence[Entry]) -> list[_Draft]:
         parted[numbers, of_file(entry), of_key(tuple(entry.key.split("/")))].append(entry)
     drafts = []
     for (_, _, shape), part in parted.items():
-        ordered = part if listed else sorted(part, key=lambda entry: natural(f"{entry.place.path}\0{entry.key}"))
+        ordered = part if listed else _sorted(part)
         seen = {(entry.place.path, entry.key) for entry in ordered}
         if len(seen) < len(ordered):
             raise UsageError(
@@ -108,22 +113,28 @@ def _drafts(members: Sequence[Entry]) -> list[_Draft]:
             name = given if len(parted) == 1 else f"{given}/{key or stem}"
         else:
             name = key or stem
-        group = Group(name, tuple(ordered), _ids(ordered, shape))
+        group = Group(name, tuple(ordered), shape)
         drafts.append(_Draft(name, "" if given or name == stem else stem, group))
     return drafts
+
+
+def _sorted(entries: Sequence[Entry]) -> list[Entry]:
+    """By file, then by key, in natural order."""
+    files = {path: natural(str(path)) for path in {entry.place.path for entry in entries}}
+    return sorted(entries, key=lambda entry: (files[entry.place.path], natural(entry.key)))
 
 
 def _file_patterns(members: Sequence[Entry]) -> Callable[[Entry], str]:
     """Tells the files of one argument apart by their words where the same clips come under each: clip1_audio.npy,
     clip1_video.npy, clip2_audio.npy, … are two modalities; cat.npy, dog.npy are two clips."""
     clips: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for entry in members:
-        name = str(entry.place.path)
+    texts = {path: str(path) for path in {entry.place.path for entry in members}}
+    for name in texts.values():
         clips[pattern(name)].add(tuple(DIGITS.findall(name)))
     first, *others = clips.values()
     named = bool(members[0].place.name)
     if not named and others and len(clips) <= MANY and len(first) > 1 and all(other == first for other in others):
-        return lambda entry: pattern(str(entry.place.path))
+        return lambda entry: pattern(texts[entry.place.path])
     return lambda entry: ""
 
 
@@ -193,9 +204,11 @@ def _file_name(entries: Sequence[Entry]) -> str:
 def _ids(entries: Sequence[Entry], shape: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Per entry what varies in its path and key, each kind of variation once."""
     rows = []
+    paths = {entry.place.path: str(entry.place.path.with_suffix("")) for entry in entries}
+    like_files = len({pattern(path) for path in paths.values()}) == 1
+    of_file = {path: _numbers(text) if like_files else [text] for path, text in paths.items()}
     for entry in entries:
-        path = str(entry.place.path.with_suffix(""))
-        row = _numbers(path) if len({pattern(str(e.place.path)) for e in entries}) == 1 else [path]
+        row = list(of_file[entry.place.path])
         for part, like in zip(entry.key.split("/"), shape, strict=True):
             row += [part] if like == ANY else _numbers(part)
         rows.append(row)

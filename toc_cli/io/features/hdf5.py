@@ -12,6 +12,8 @@ import numpy as np
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint import hdf5
+from toc_cli.io.checkpoint.arrays import ArrayHeader
+from toc_cli.io.features.raw import RawSource
 from toc_cli.io.features.source import Opened, Reader, Source, channels_last
 from toc_cli.io.names import printable
 
@@ -27,6 +29,7 @@ class Hdf5Source(Source):
         self.checked = not found.filtered
         """Whether its chunks are known to unpack to what they hold."""
         self.shape, self.dtype, self.chunks, self.filtered = found.shape, found.dtype, found.chunks, found.filtered
+        self.offset = found.offset
         self.stamped = found.stamped
 
     def attributes(self) -> Mapping[str, Any]:
@@ -41,6 +44,10 @@ class Hdf5Source(Source):
                 ) from None
 
     def reader(self, axis: int, opened: Opened) -> Reader:
+        if self.offset is not None and axis == len(self.shape) - 1:
+            # As it lies in the file: opening each of ten thousand datasets costs more than its numbers.
+            header = ArrayHeader(self.shape, self.dtype, False, 0)
+            return RawSource(self.path, self.offset, header).reader(axis, opened)
         return Hdf5Rows(self, axis, opened)
 
     def storage(self, axis: int) -> tuple[tuple[int, ...], int]:

@@ -28,7 +28,7 @@ class RawSource(Source):
         self.dtype = np.dtype(np.float32) if bfloat16 else header.dtype
 
     def reader(self, axis: int, opened: Opened) -> Reader:
-        file = opened.get(self.path, lambda: open(self.path, "rb", buffering=0))  # noqa: SIM115 (closed by the pass)
+        file = opened.get(("raw", self.path), lambda: open(self.path, "rb", buffering=0))  # noqa: SIM115 (closed by the pass)
         rows_lie_whole = axis == max(0, len(self.shape) - 1) and not self.header.fortran
         return RawRows(self, axis, file) if rows_lie_whole else RawSlabs(self, axis, file)
 

@@ -165,11 +165,11 @@ class Stream:
     def _units(self) -> tuple[str, np.ndarray | None]:
         if self.whole is not self:
             return PLAIN, None
-        starts = [part.unit_starts() for part in self.parts]
-        bounds = np.concatenate(
-            [*(at + first for at, first in zip(starts, self.firsts, strict=False)), self.firsts[-1:]]
-        )
-        bounds = np.unique(bounds)
+        if all(part.source.bounds is None and len(part.lead_shape) <= 1 for part in self.parts):
+            bounds = np.unique(self.firsts)
+        else:
+            starts = [part.unit_starts() + first for part, first in zip(self.parts, self.firsts, strict=False)]
+            bounds = np.unique(np.concatenate([*starts, self.firsts[-1:]]))
         if len(bounds) <= 2:
             return PLAIN, None
         if any(part.source.bounds is not None for part in self.parts):
