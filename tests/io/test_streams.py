@@ -148,10 +148,13 @@ def test_what_names_no_features(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", clip(0))
     (tmp_path / "wav").mkdir()
     (tmp_path / "wav" / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "doc").mkdir()
+    (tmp_path / "doc" / "a.pdf").write_bytes(b"%PDF")
     (tmp_path / "empty.txt").write_text("# nothing\n")
     for argument, error, sentence in (
         (f"{tmp_path}/none*.npy", InputError, "No file matches"),
-        (tmp_path / "wav", InputError, r"folder without features \(it holds \.wav\)"),
+        (tmp_path / "wav", InputError, r"pictures or sound, not features\. Run a model over it: toc capture"),
+        (tmp_path / "doc", InputError, r"folder without features \(it holds \.pdf\)"),
         (f"@{tmp_path}/empty.txt", InputError, "lists no file"),
         (f"@{tmp_path}/none.txt", InputError, "cannot be read"),
         ([f"x={tmp_path}/a.npy"] * 2, UsageError, "is given twice"),
@@ -179,6 +182,23 @@ def test_units_are_clips_utterances_files_or_nothing(tmp_path: Path) -> None:
     (tmp_path / "train_1_2.len").write_text("1\n2\n3\n")
     with pytest.raises(InputError, match=r"train_1_2\.len counts 6 rows in 3 utterances, .*npy has 5"):
         open_features(tmp_path)
+
+
+def test_starts_beside_an_array_are_its_units(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"], file["features.tokens"] = clip(0, 9), np.zeros((9, 1), "i4")
+        file["features.starts"] = [0, 2, 2, 7, 9]
+        file["features.files"] = ["a.wav", "b.wav", "c.wav", "d.wav"]
+    features = open_features(tmp_path / "x.h5")
+    assert list(features.datasets) == ["features", "features.tokens"]
+    assert [stream.unit for stream in features.datasets.values()] == ["utterances", "utterances"]
+    assert features.datasets["features"].bounds.tolist() == [0, 2, 7, 9]
+    for wrong in ([1, 9], [0, 8], [0, 5, 3, 9], [[0, 9]], [0.0, 9.0]):
+        with h5py.File(tmp_path / "x.h5", "a") as file:
+            del file["features.starts"]
+            file["features.starts"] = wrong
+        with pytest.raises(InputError, match=r"features\.starts"):
+            open_features(tmp_path / "x.h5")
 
 
 def test_a_plain_array_takes_the_units_of_the_one_it_is_paired_with(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from toc_cli.errors import UsageError
 
-ROOMS = ("criterion", "optimize", "assign", "train")
+ROOMS = ("criterion", "optimize", "assign", "intervals", "train")
 
 
 def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) -> dict[str, Any]:
@@ -26,6 +26,10 @@ def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) 
         from toc_cli.bench import assign
 
         return assign.verify(device) if verify else assign.measure(device, repeats=repeats)
+    if what == "intervals":
+        from toc_cli.bench.intervals import measure_intervals
+
+        return {"bench": what, "rows": measure_intervals()}
     if what == "train":
         from toc_cli.fcid.bench import measure
 

@@ -13,7 +13,7 @@ EXAMPLE = "toc bench criterion"
 
 def bench(
     what: Annotated[
-        str, typer.Argument(metavar="[criterion|optimize|assign|train]", help="What to measure.")
+        str, typer.Argument(metavar="[criterion|optimize|assign|intervals|train]", help="What to measure.")
     ] = "assign",
     device: flags.Device = "auto",
     rows: Annotated[int, typer.Option(min=1, help="optimize: feature rows.")] = 1_000_000,
@@ -24,7 +24,7 @@ def bench(
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Measure this machine: assignment, scoring, optimize end to end, a training step; medians, ratios and the floor."""
+    """Measure this machine: assignment, scoring, optimize end to end, a training step, how often intervals hold the truth."""
     from toc_cli.bench import run_bench
     from toc_cli.commands.output import Output
     from toc_cli.commands.tables import bench_tables

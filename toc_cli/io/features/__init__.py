@@ -16,6 +16,7 @@ from toc_cli.io.features.grouping import Entry, Group, groups
 from toc_cli.io.features.labels import LabelSet
 from toc_cli.io.features.places import Place, places
 from toc_cli.io.features.source import ArraySource, Source
+from toc_cli.io.features.starts import with_starts
 from toc_cli.io.features.stream import Part, Stream
 from toc_cli.io.features.tokens import Recorded, recorded, split
 from toc_cli.io.names import printable
@@ -84,7 +85,11 @@ def _entries(
         for argument in ([paths] if isinstance(paths, str | Path) else paths)
         for place in places(argument, feature_suffixes())
     ]
-    entries = [Entry(place, key, source) for place in found for key, source in open_sources(place.path).items()]
+    entries = [
+        Entry(place, key, source)
+        for place in found
+        for key, source in with_starts(place.path, open_sources(place.path)).items()
+    ]
     return entries, list(dict.fromkeys(place.path for place in found))
 
 

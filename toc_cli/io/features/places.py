@@ -14,6 +14,11 @@ from toc_cli.io.names import printable
 
 FILE_LIMIT = 1_000_000
 """Files that one argument may stand for."""
+MEDIA = frozenset({
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+    ".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4", ".avi", ".mkv", ".webm",
+})  # fmt: skip
+"""Endings of what a model makes features of."""
 LIST_LIMIT = 1 << 28
 """Bytes of a list file."""
 
@@ -86,6 +91,11 @@ def _below(folder: Path, suffixes: frozenset[str]) -> list[Path]:
                     other.add(ending)
         if len(found) > FILE_LIMIT:
             raise InputError(f"{printable(folder)} holds more than {FILE_LIMIT:,} files.", "Name a folder in it.")
+    if not found and other & MEDIA:
+        raise InputError(
+            f"{printable(folder)} holds pictures or sound, not features.",
+            "Run a model over it: toc capture MODEL FOLDER -o feats.h5.",
+        )
     if not found:
         seen = ", ".join(printable(ending, 20) for ending in sorted(other - {""})[:6])
         raise InputError(
