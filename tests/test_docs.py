@@ -45,7 +45,7 @@ def test_readme_names_every_option_of_optimize() -> None:
 
 
 def test_readme_and_help_name_every_criterion() -> None:
-    assert f"`--criterion {'|'.join(CRITERIA)}`" in README
+    assert f"`--criterion {'|'.join(CRITERIA)}|auto`" in README
     listed = " ".join(toc("optimize", "--help").out.replace("│", " ").split())
     assert not [name for name in CRITERIA if f"{name}:" not in listed]
 

@@ -113,7 +113,7 @@ def test_repeated_runs_and_thread_counts_give_the_same_bytes(here: Path) -> None
     assert outputs(here) == first
 
 
-@pytest.mark.parametrize("criterion", ["toc", "xcov", "discriminant", "agreement"])
+@pytest.mark.parametrize("criterion", ["toc", "xcov", "agreement", "auto"])
 def test_ranks_and_chunks_give_the_bytes_of_one_process(tmp_path: Path, criterion: str) -> None:
     shutil.copy(CHECKPOINT, tmp_path / "model.safetensors")
     shutil.copy(FEATURES, tmp_path / "feats.h5")

@@ -25,7 +25,11 @@ def optimize(
         str, typer.Option(help="Share (0.5, 50%), count (128) or auto: the smallest that meets the bounds below.")
     ] = "0.5",
     criterion: Annotated[
-        str, typer.Option(metavar="NAME", help="; ".join(f"{name}: {row.help}" for name, row in CRITERIA.items()) + ".")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="; ".join(f"{name}: {row.help}" for name, row in CRITERIA.items()) + "; auto: what keeps most.",
+        ),
     ] = "toc",
     weights: Annotated[
         str, typer.Option(metavar="SIM,VAR", help="Weights of the similarity and the variance.")
@@ -126,6 +130,8 @@ def optimize(
             sink.warn(text)
         write_page(None if dry_run else report, outputs.record.name, plan.record)
         sink.result(plan.record, *plan_parts(plan, dry_run))
+        for text in plan.searches:
+            sink.say(text)
         for hint in plan.load_hints if "sliced" in options.emit else ():
             sink.say(f"To load the sliced file: {hint}")
 

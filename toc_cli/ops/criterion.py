@@ -30,6 +30,10 @@ class Criterion:
     """What it keeps, in a few words."""
     rotates: bool = False
     """Whether its dimensions are the leading components of a rotation."""
+    dear: bool = False
+    """Whether it costs more than measuring what it chooses."""
+    contends: bool = True
+    """Whether `--criterion auto` tries it."""
 
     @property
     def maths(self) -> Maths:
@@ -56,9 +60,13 @@ CRITERIA: dict[str, Criterion] = {
     "variance": Criterion("codes", f"{_CODES}:VARIANCE", "variance of the codes"),
     "usage-variance": Criterion("usage", f"{_CODES}:USAGE_VARIANCE", "variance of the codes counted by use"),
     "similarity": Criterion("codes", f"{_CODES}:SIMILARITY", "least similarity of the codes"),
-    "agreement": Criterion("features", "toc_cli.ops.criteria.agreement:AGREEMENT", "greedy, by rank of the old token"),
-    "softmargin": Criterion("features", "toc_cli.ops.criteria.softmargin:SOFTMARGIN", "likelihood of the old tokens"),
-    "random": Criterion("codes", f"{_CODES}:RANDOM", "seeded"),
+    "agreement": Criterion(
+        "features", "toc_cli.ops.criteria.agreement:AGREEMENT", "greedy, by rank of the old token", dear=True
+    ),
+    "softmargin": Criterion(
+        "features", "toc_cli.ops.criteria.softmargin:SOFTMARGIN", "likelihood of the old tokens", dear=True
+    ),
+    "random": Criterion("codes", f"{_CODES}:RANDOM", "seeded", contends=False),
     "xmodal": Criterion("pairs", f"{_CODES}:XMODAL", "toc plus what paired modalities share"),
     "pca": Criterion("usage", f"{_ROTATIONS}:PCA", "rotation: variance of the codes counted by use", rotates=True),
     "discriminant": Criterion(

@@ -110,7 +110,7 @@ class Sums:
 
     def __init__(self, study: Study, over: str, rows: int) -> None:
         self.study, self.blocks, self.index = study, grid(rows), 0
-        reductions = {name: CRITERIA[name].maths.reads for name in study.options.criteria}
+        reductions = {name: CRITERIA[name].maths.reads for name in study.criteria}
         self.reductions = {name: reads for name, reads in reductions.items() if reads and reads.over == over}
         self.states: dict[str, Units] = {
             name: {place: [] for row in groups(study.source) for group in row for place in group}

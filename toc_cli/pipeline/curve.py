@@ -18,7 +18,6 @@ from toc_cli.pipeline.sample import Measured, Sample, measure_forms, shift_of
 from toc_cli.pipeline.study import Study
 
 FIELDS = ("token_agreement", "excess_distortion", "distortion")
-AUTO_POINTS = 16
 RANDOM_SEEDS = 5
 
 
@@ -47,16 +46,19 @@ def parse_sweep(text: str, dim: int) -> list[int]:
 
 Point: TypeAlias = tuple[str, int, int]
 """Criterion, D', seed."""
+Figures: TypeAlias = dict[str, float | None]
+"""`FIELDS`."""
 
 
 class Curve:
     """Measures pruned forms of one codebook at any number of kept dimensions, over all its modalities together.
 
     Each modality's sample is read and met by the full codebook once, as far as `hold` bytes allow for a study of several passes.
+    With `part` (0 or 1) it sees one half of the sampled units.
     """
 
-    def __init__(self, study: Study, hold: int = 0) -> None:
-        self.study, self.hold = study, hold
+    def __init__(self, study: Study, hold: int = 0, part: int | None = None) -> None:
+        self.study, self.hold, self.part = study, hold, part
 
     @cached_property
     def _fill(self) -> np.ndarray:
@@ -66,7 +68,13 @@ class Curve:
     def samples(self) -> list[Sample]:
         """The sample of each modality."""
         shift = shift_of(self.study)
-        return [Sample(self.study, fit, shift, self.hold // len(self.study.fits)) for fit in self.study.fits]
+        hold = self.hold // len(self.study.fits)
+        return [Sample(self.study, fit, shift, hold, self.part) for fit in self.study.fits]
+
+    @property
+    def apart(self) -> bool:
+        """Whether no unit is in both parts: only a single one cannot be split."""
+        return self.part is not None and all(len(sample.whole) > 1 for sample in self.samples)
 
     def choice(self, criterion: str, count: int, seed: int) -> Choice:
         """What `criterion` keeps of `count` dimensions; `--ratio` goes with the run's own criterion alone."""
@@ -85,7 +93,7 @@ class Curve:
             run.tokens |= {name: run.tokens[of] for name, of in same.items() if of in asked}
         return runs
 
-    def points(self, wanted: Sequence[Point]) -> dict[Point, dict[str, float | None]]:
+    def points(self, wanted: Sequence[Point]) -> dict[Point, Figures]:
         """`FIELDS` at each point, pooled over modalities."""
         return self.pooled(self.measure(self.choices(wanted)), wanted)
 
@@ -93,7 +101,7 @@ class Curve:
         """The choice of each point, by the name that `pooled` knows it by."""
         return {repr(point): self.choice(*point) for point in wanted}
 
-    def pooled(self, runs: Mapping[str, Measured], wanted: Sequence[Point]) -> dict[Point, dict[str, float | None]]:
+    def pooled(self, runs: Mapping[str, Measured], wanted: Sequence[Point]) -> dict[Point, Figures]:
         """`FIELDS` of points that were measured."""
         full = stack([run.sums["full"] for run in runs.values()])
         return {point: figures(stack([run.sums[repr(point)] for run in runs.values()]), full) for point in wanted}
@@ -109,7 +117,7 @@ class Curve:
         names = [name for name, row in CRITERIA.items() if row.need in ("codes", "usage") or name == options.criterion]
         return {name: [options.seed + k for k in range(RANDOM_SEEDS if name == "random" else 1)] for name in names}
 
-    def sweep(self, counts: Sequence[int], found: Mapping[Point, dict[str, float | None]]) -> dict[str, Any]:
+    def sweep(self, counts: Sequence[int], found: Mapping[Point, Figures]) -> dict[str, Any]:
         """The record's `sweep`, from the points that `swept` asked for."""
         lossless = {"token_agreement": 1.0, "excess_distortion": 0.0}
         curves: dict[str, Any] = {}
@@ -121,28 +129,8 @@ class Curve:
             curves[name] = {field: [mean([row[field] for row in at]) for at in rows] for field in lossless}
         return {"kept_dims": list(counts), "criteria": curves}
 
-    def smallest(self) -> int:
-        """`--keep auto`: the smallest D' that meets the bounds, by a grid and a bisection below its first good point.
 
-        All dimensions always meet them.
-        """
-        options, dim = self.study.options, self.study.full.dim
-        grid = sorted({max(1, round(dim * at / AUTO_POINTS)) for at in range(1, AUTO_POINTS)} - {dim})
-        found = self.points([(options.criterion, count, options.seed) for count in grid])
-        good = [count for count in grid if meets(found[options.criterion, count, options.seed], options)]
-        high = min(good, default=dim)
-        low = max((count for count in grid if count < high), default=0)
-        while high - low > 1:
-            middle = (low + high) // 2
-            point = (options.criterion, middle, options.seed)
-            if meets(self.points([point])[point], options):
-                high = middle
-            else:
-                low = middle
-        return high
-
-
-def meets(point: dict[str, float | None], options: Options) -> bool:
+def meets(point: Figures, options: Options) -> bool:
     """Whether a point is within --max-distortion and --min-agreement. InputError where a bound cannot be measured."""
     for bound, value in (
         (options.max_distortion, point["excess_distortion"]),
@@ -158,7 +146,7 @@ def meets(point: dict[str, float | None], options: Options) -> bool:
     return near and same
 
 
-def figures(sums: Sums, full: Sums) -> dict[str, float | None]:
+def figures(sums: Sums, full: Sums) -> Figures:
     """`FIELDS` of a form's sums; None where undefined."""
     values = measure(sums, full=full)
     return {name: number(values[name][0]) for name in FIELDS}

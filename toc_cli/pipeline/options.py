@@ -15,6 +15,8 @@ from toc_cli.ops.selection import parse_ratio
 METRICS = ("euclidean", "cosine", "dot")
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
 EVALUATED_ROWS = 16384
+AUTO = "auto"
+"""`--criterion auto`: whichever keeps most."""
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`progress(title, total rows)` opens a bar and gives the function that moves it."""
@@ -66,7 +68,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("--criterion", self.criterion, tuple(CRITERIA))
+        one_of("--criterion", self.criterion, (*CRITERIA, AUTO))
         one_of("--normalize", self.normalize, ("none", "l2"))
         one_of("--space", self.space, ("auto", "encoder", "codebook"))
         for flag, value, known in (("--rows", self.rows, ("unit", "as-is")), ("--table", self.table, ("raw", "mean"))):
@@ -78,10 +80,10 @@ class Options:
             one_of("--fill", self.fill, ("mean", "zero"))
         if self.ratio is not None:
             parse_ratio(self.ratio)
-            if CRITERIA[self.criterion].rotates:
+            if self.criterion == AUTO or CRITERIA[self.criterion].rotates:
                 raise UsageError(
                     f"--ratio does not go with --criterion {self.criterion}.",
-                    "A rotation keeps its leading components.",
+                    "A rotation keeps its leading components; auto takes the best of each size.",
                 )
         if self.keep == "auto" and self.max_distortion is None and self.min_agreement is None:
             raise UsageError("--keep auto needs a bound.", "Give --max-distortion, --min-agreement or both.")
@@ -105,9 +107,9 @@ class Options:
         return {name: getattr(self, name) for name in names}
 
     @property
-    def criteria(self) -> tuple[str, ...]:
-        """The criteria that this run may rank by."""
-        return (self.criterion,)
+    def searches(self) -> bool:
+        """Whether something is chosen by what it does to the features: those of one part, to be measured on the other."""
+        return AUTO in (self.criterion, self.keep)
 
     def as_record(self) -> dict[str, Any]:
         """The options as the record keeps them: what changes a result, not where or how fast it was computed."""

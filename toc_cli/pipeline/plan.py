@@ -23,6 +23,7 @@ from toc_cli.io.publish import Publication
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.artefacts import as_artefact
+from toc_cli.pipeline.auto import Auto, candidates
 from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.counting import count_usage
@@ -91,6 +92,21 @@ class Plan:
             for study, choice in self.chosen
             if study.source.book.load_hint is not None
         ]
+
+    @property
+    def searches(self) -> list[str]:
+        """What `auto` chose, per codebook for which it did."""
+        found = []
+        for (study, choice), entry in zip(self.chosen, self.record["codebooks"], strict=True):
+            if account := entry["auto"]:
+                split = account["split"]
+                where = "other units" if split["apart"] else "the same units"
+                found.append(
+                    f"{printable(study.source.book.shown, 120)}: auto took {account['criterion']} at {choice.count} of "
+                    f"{study.full.dim} dimensions on {split['chosen_on']:,} rows; all figures are of {split['measured_on']:,} rows "
+                    f"of {where}."
+                )
+        return found
 
     @property
     def token_warnings(self) -> list[str]:
@@ -216,20 +232,17 @@ def plan_optimization(
         for source, met in zip(books, reading.fits, strict=True)
     ]
     preflight(ckpt, studies, outputs)
+    studies = [replace(study, criteria=candidates(ckpt, study)) for study in studies]
     hashes = hash_inputs(ckpt, opened, ranks)
     count_usage(studies)
     counted = time.perf_counter()
-    curves = [Curve(study, _held(options) // len(studies)) for study in studies]
-    chosen = [
-        (curve.study, curve.choice(options.criterion, size, options.seed))
-        for curve, size in zip(curves, _sizes(curves), strict=True)
-    ]
+    chosen, curves, accounts = _choices(studies)
     if outputs is not None:
         wanted = [Wanted(study.source, choice.count, choice.rotation is not None) for study, choice in chosen]
         refuse_impossible(ckpt, wanted, outputs.checkpoints)
     entries = [
-        {**_entry(curve, choice), "forms": forms_of(ckpt, study.source, choice), **known}
-        for curve, (study, choice), known in zip(curves, chosen, reading.evidence, strict=True)
+        {**_entry(curve, choice), "forms": forms_of(ckpt, study.source, choice), "auto": account, **known}
+        for curve, (study, choice), account, known in zip(curves, chosen, accounts, reading.evidence, strict=True)
     ]
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
     opened.refuse_changes()
@@ -249,15 +262,36 @@ def plan_optimization(
     return Plan(ckpt, opened, options, chosen, record, outputs, ranks, data)
 
 
-def _held(options: Options) -> int:
-    """Bytes for samples that several passes read: `auto` measures more than once."""
-    return options.max_memory // 2 if options.keep == "auto" else 0
+def _choices(
+    studies: Sequence[Study],
+) -> tuple[list[tuple[Study, Choice]], list[Curve], list[dict[str, Any] | None]]:
+    """Per codebook what is kept, the curve that measures it, and, where something was searched for, how it was found."""
+    options, dims = studies[0].options, [study.full.dim for study in studies]
+    fixed = [parse_keep(options.keep, dim) for dim in dims]
+    if not options.searches:
+        curves = [Curve(study) for study in studies]
+        sizes = [size or dim for size, dim in zip(fixed, dims, strict=True)]
+        named = [options.criterion for _ in studies]
+        accounts: list[dict[str, Any] | None] = [None for _ in studies]
+    else:
+        searches = [Auto(study, options.max_memory // 2 // len(studies)) for study in studies]
+        sizes = _together(studies, [size or search.smallest() for size, search in zip(fixed, searches, strict=True)])
+        named = [search.best(size) for search, size in zip(searches, sizes, strict=True)]
+        curves = [search.decided(size) for search, size in zip(searches, sizes, strict=True)]
+        accounts = [
+            search.account(size, sum(sample.rows for sample in search.proof.samples))
+            for search, size in zip(searches, sizes, strict=True)
+        ]
+    chosen = [
+        (curve.study, curve.choice(name, size, options.seed))
+        for curve, name, size in zip(curves, named, sizes, strict=True)
+    ]
+    return chosen, curves, accounts
 
 
-def _sizes(curves: Sequence[Curve]) -> list[int]:
-    """D' of each codebook; `auto` is the largest need among codebooks that must be cut to one size."""
-    sizes = [parse_keep(curve.study.options.keep, curve.study.full.dim) or curve.smallest() for curve in curves]
-    words = [curve.study.source.book.together for curve in curves]
+def _together(studies: Sequence[Study], sizes: Sequence[int]) -> list[int]:
+    """The largest need among codebooks that must be cut to one size."""
+    words = [study.source.book.together for study in studies]
     largest: dict[str, int] = {}
     for word, size in zip(words, sizes, strict=True):
         largest[word] = max(size, largest.get(word, 0))

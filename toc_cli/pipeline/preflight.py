@@ -19,7 +19,7 @@ from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import inexact_mean
 from toc_cli.pipeline.curve import parse_sweep
-from toc_cli.pipeline.options import Options
+from toc_cli.pipeline.options import AUTO, Options
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
@@ -60,12 +60,12 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
 
 
 def _rotates(study: Study) -> bool:
-    return CRITERIA[study.options.criterion].rotates
+    return study.options.criterion != AUTO and CRITERIA[study.options.criterion].rotates
 
 
 def _refuse_criterion(source: Source, criterion: str) -> None:
     """UsageError for a criterion that compares features with codes where features never come into the space of the codes."""
-    if source.full.logits is not None and CRITERIA[criterion].need in ("features", "pairs"):
+    if criterion != AUTO and source.full.logits is not None and CRITERIA[criterion].need in ("features", "pairs"):
         raise UsageError(
             f"--criterion {criterion} reads features in the space of the codes, and those of {printable(source.book.shown)} "
             "only choose codes, by learned logits.",
@@ -75,7 +75,7 @@ def _refuse_criterion(source: Source, criterion: str) -> None:
 
 def refuse_alone(study: Study, criterion: str) -> None:
     """InputError for a criterion of paired modalities where none are paired."""
-    if CRITERIA[criterion].need == "pairs" and not pairs_of(study.fits):
+    if criterion != AUTO and CRITERIA[criterion].need == "pairs" and not pairs_of(study.fits):
         raise InputError(
             f"--criterion {criterion} needs two modalities of equal shape; {len(study.fits)} given.",
             "Give paired datasets, as --features audio=a.h5 --features video=v.h5.",

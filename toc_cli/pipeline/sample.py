@@ -57,10 +57,11 @@ class Sample:
     Of what several passes need, `hold` bytes are held between them; the rest is read, or searched, again.
     """
 
-    def __init__(self, study: Study, fit: Fit, shift: np.ndarray, hold: int = 0) -> None:
-        """`shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`)."""
+    def __init__(self, study: Study, fit: Fit, shift: np.ndarray, hold: int = 0, part: int | None = None) -> None:
+        """`shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`); `part` as of `half`."""
         self.study, self.fit, self.shift = study, fit, shift
-        self.blocks = fit.dataset.sample(study.options.eval_rows)
+        self.whole = fit.dataset.sample(study.options.eval_rows)
+        self.blocks = self.whole if part is None else half(self.whole, part, study.options.seed)
         full, ranks = form_for(study.full, fit), study.ranks
         self._enters = full.enters and not full.level_in
         share = range(ranks.rank * len(self.blocks) // ranks.world, (ranks.rank + 1) * len(self.blocks) // ranks.world)
@@ -135,6 +136,14 @@ class _Truth:
     tokens: torch.Tensor
     spread: Spread | None
     sums: Sums
+
+
+def half(blocks: list[tuple[int, int]], part: int, seed: int) -> list[tuple[int, int]]:
+    """Part 0 or 1 of the blocks of a sample, whole ones, drawn by the seed and alike for as many blocks: paired modalities are
+    split alike. A lone block is in both."""
+    first = np.sort(np.random.default_rng(seed).permutation(len(blocks))[: max(1, len(blocks) // 2)])
+    other = np.setdiff1d(np.arange(len(blocks)), first)
+    return [blocks[at] for at in (other if part and len(other) else first)]
 
 
 def pieces(start: int, stop: int, width: int) -> list[tuple[int, int]]:

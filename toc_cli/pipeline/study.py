@@ -25,6 +25,8 @@ class Study:
     options: Options
     ranks: Ranks
     progress: Progress
+    criteria: tuple[str, ...] = ()
+    """Whom the run may rank by: what the first pass sums for."""
     rankings: dict[Any, Any] = field(default_factory=dict, compare=False)
     """What `choice.rank_dimensions` found, by all that it follows from."""
 
