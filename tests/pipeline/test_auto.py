@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cli import toc
 from toc_cli.demo import CHECKPOINT, FEATURES
@@ -39,11 +39,22 @@ def test_auto_is_not_beaten_by_any_fixed_criterion() -> None:
 
 
 def test_forms_that_take_no_rotation_get_the_best_dimensions() -> None:
-    _, entry = searched(criterion="auto", keep="8", emit=("codebook", "consumer"), normalize="none")
-    tried = entry["auto"]["candidates"]
-    assert not any(CRITERIA[name].rotates for name in tried) or not entry["forms"]["pca"]["consumer"]
-    if not entry["rotation"]:
-        assert {"agreement", "softmargin"} <= set(tried)
+    _, entry = searched(criterion="auto", keep="8", emit=("codebook", "masked"), metric="cosine", assume=True)
+    assert set(entry["auto"]["candidates"]) == {
+        name for name, row in CRITERIA.items() if not row.rotates and name != "random"
+    }
+    assert not entry["rotation"]
+
+
+def test_a_rotation_is_written_at_full_width(tmp_path: Path) -> None:
+    arguments = ("optimize", CHECKPOINT, "--features", FEATURES, "--criterion", "auto", "--keep", "8", "--assume")
+    done = toc(*arguments, "--emit", "masked", "--emit", "codebook", "-o", tmp_path / "m.toc.safetensors", "-q")
+    assert done.code == 0, done.err
+    before, after = load_file(CHECKPOINT), load_file(tmp_path / "m.masked.safetensors")
+    (key,) = [key for key in before if not torch.equal(before[key], after[key])]
+    assert before[key].shape == after[key].shape
+    spread = torch.linalg.svdvals(after[key].double() - after[key].double().mean(0))
+    assert (spread > 1e-4 * spread[0]).sum() == 8
 
 
 def test_the_units_are_split_and_every_figure_is_of_the_second_part() -> None:

@@ -123,6 +123,66 @@ def test_consumer_keeps_tokens_and_gives_slice_after_assign(
     torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-5)
 
 
+def turn(seed: int, heads: int, dim: int, size: int) -> torch.Tensor:
+    """(1, H, D, D') float64 with orthonormal columns."""
+    generator = torch.Generator().manual_seed(seed)
+    square = torch.randn(heads, dim, dim, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(square)[0][None, ..., :size].contiguous()
+
+
+@settings(max_examples=60, deadline=None)
+@given(modules(), st.integers(0, 10**6))
+def test_a_rotation_is_masked_at_full_width_and_read_by_its_consumer(
+    case: tuple[MemoryCheckpoint, torch.Tensor, torch.Tensor, bool], seed: int
+) -> None:
+    """E' = R R^T E + (I - R R^T) c has the shape of E and the tokens of the rotated codebook; W R R^T reads what it would hold."""
+    ckpt, kept, x, zero = case
+    (codebook,) = detect(ckpt)
+    fill = constant(ckpt, codebook, zero or codebook.zero_fill)
+    rotation = turn(seed, codebook.heads, codebook.dim, kept.shape[-1])
+    offered = emit.supported(ckpt, codebook, kept.shape[-1], rotated=True)
+    reference = quantiser_of(ckpt, codebook).rotated(rotation, fill)
+    found = reference.lookup(x)
+    sure = ~found.near_tie.flatten(1).any(1)
+    out = codebook.parts(ckpt).project_out
+    assert offered["masked"] == ""
+    masked = ckpt.edited(emit.edits(ckpt, codebook, "masked", kept=kept, fill=fill, rotation=rotation))
+    tokens, vectors = output(masked, codebook, x)
+    assert torch.equal(tokens[sure], found.tokens[sure])
+    expected = reference.vectors(found.tokens)
+    if out is not None and out.bias is not None:
+        expected = expected @ out.weight.double().T + out.bias.double()
+    torch.testing.assert_close(vectors[sure], expected[sure], rtol=1e-4, atol=1e-4)
+    twins = [key for key in ckpt.infos if key.endswith("embed_avg")]
+    for key in twins:  # the moving sums stand for the same codes
+        codes, counts = (
+            masked.get(key.replace("embed_avg", "embed")),
+            ckpt.get(key.replace("embed_avg", "cluster_size")),
+        )
+        torch.testing.assert_close(masked.get(key), codes * counts.unsqueeze(-1), rtol=1e-4, atol=1e-4)
+    if offered["consumer"] or out is None or out.bias is None:
+        return
+    after = ckpt.edited(emit.edits(ckpt, codebook, "consumer", kept=kept, fill=fill, rotation=rotation))
+    tokens, vectors = output(after, codebook, x)
+    assert torch.equal(tokens, quantiser_of(ckpt, codebook).tokens(x))
+    expected = reference.vectors(tokens) @ out.weight.double().T + out.bias.double()
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_a_euclidean_lookup_bears_a_rotation_at_full_width() -> None:
+    ckpt = MemoryCheckpoint({"_codebook.embed": torch.randn(1, 8, 4)})
+    (book,) = detect(ckpt)
+    for other in (
+        replace(book, metric="cosine"),
+        replace(book, unit_vectors=True),
+        replace(book, stored_fill=lambda c, f: f),
+    ):
+        assert "Euclidean" in emit.supported(ckpt, other, rotated=True)["masked"]
+    half = MemoryCheckpoint({"_codebook.embed": torch.randn(1, 8, 4).bfloat16()})
+    (book,) = detect(half)
+    assert "half precision" in emit.supported(half, book, rotated=True)["masked"]
+
+
 LAYOUTS = {
     "KD": (12, 6),
     "DK": (6, 12),
@@ -158,6 +218,11 @@ def test_every_layout_is_masked_where_it_lies(layout: str, shape: tuple[int, ...
         gone = [d for d in range(6) if d not in kept[0, head]]
         assert torch.equal(after[head][:, kept[0, head]], before[head][:, kept[0, head]])
         assert (after[head][:, gone] == fill[0, head, gone].float()).all()
+    rotation = turn(1, heads, 6, 3).expand(1, codebook.heads, 6, 3)
+    turned = ckpt.edited(emit.edits(ckpt, codebook, "masked", kept=kept, fill=fill, rotation=rotation))
+    wanted = quantiser_of(ckpt, codebook).rotated(rotation, fill).lookup(x)
+    same = quantiser_of(turned, codebook).tokens(x) == wanted.tokens
+    assert (same | wanted.near_tie).all()
 
 
 @pytest.mark.parametrize("spelling", [weight_norm, old_weight_norm], ids=["original0", "weight_g"])

@@ -8,7 +8,7 @@ The reduced code is P^T e; what stands for it in full width is P P^T e + (I - P 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,13 +78,23 @@ class Space:
         length = tensor.shape[site.axis]
         if self.kept is not None:
             return tensor.index_select(site.axis, self.positions(site, length))
+        return self._through(tensor, site, lambda basis: basis)
+
+    def project(self, tensor: torch.Tensor, site: Site) -> torch.Tensor:
+        """The tensor at full length with only its part in the kept space, P P^T v, along the site's axis: for a rotation."""
+        return self._through(tensor, site, lambda basis: product(basis, basis.T))
+
+    def _through(
+        self, tensor: torch.Tensor, site: Site, matrix: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Each head's dimensions along the axis times what `matrix` makes of its basis (D, D'); what stands beside them stays."""
         dim = self.basis.shape[2]
         moved = tensor.double().movedim(site.axis, -1)
-        blocks = self.blocks(site, length)
+        blocks = self.blocks(site, tensor.shape[site.axis])
         pieces = [moved[..., : site.offset]]
         for i, head in enumerate(blocks):
             start = site.offset + i * dim
-            pieces.append(product(moved[..., start : start + dim], self.basis[self.level(site), head]))
+            pieces.append(product(moved[..., start : start + dim], matrix(self.basis[self.level(site), head])))
         pieces.append(moved[..., site.offset + len(blocks) * dim :])
         return torch.cat(pieces, -1).movedim(-1, site.axis).to(tensor.dtype).contiguous()
 
@@ -126,8 +136,14 @@ def _refusal(ckpt: Checkpoint, codebook: Codebook, mode: Mode, rotated: bool) ->
     known = roles & {"producer", "consumer"} or codebook.additions or codebook.load_hint
     if mode == "sliced" and not known:
         return "the layers around the codebook are not in this file, or not known"
-    if rotated and (mode != "sliced" or "scale" in roles):
-        return "a rotation mixes the dimensions, and this form can only drop them"
+    if rotated and "scale" in roles:
+        return "a rotation mixes the dimensions, and its parameters per dimension cannot be mixed"
+    if (
+        rotated
+        and mode == "masked"
+        and (codebook.metric != "euclidean" or codebook.unit_vectors or codebook.stored_fill)
+    ):
+        return "a rotation mixes the dimensions, and only the distances of a Euclidean lookup bear that at full width"
     if rotated and any(ckpt.infos[site.key].dtype.itemsize < 4 for site in codebook.sites):
         return "rotated weights do not fit into the half precision of the file exactly"
     return _optimizer_refusal(ckpt, codebook, rotated) if mode == "sliced" else ""
@@ -197,19 +213,30 @@ class _Edit:
             values = self.codebook.stored_fill(self.ckpt, values)
         for site in self.sites("codes", "sums"):
             tensor = self.get(site.key).clone()
-            length = tensor.shape[site.axis]
-            dropped = self.space.dropped(site, length)
-            constant = self.space.constants(site, length, values)[dropped]
-            part = narrow(tensor, site).movedim(site.axis, -1)
-            if site.role == "sums":
-                assert site.counts is not None
-                counts = self.get(site.counts).double().clamp(min=site.floor)
-                counts = counts.reshape([n for i, n in enumerate(tensor.shape) if i != site.axis]).unsqueeze(site.axis)
-                constant = narrow(counts, site).movedim(site.axis, -1) * constant
-            part[..., dropped] = constant.to(tensor.dtype)
+            part = narrow(tensor, site)
+            constant = self.space.constants(site, tensor.shape[site.axis], values)
+            if self.space.kept is None:
+                shifted = self.space.project(part, site).double().movedim(site.axis, -1) + self._times(
+                    site, tensor, constant
+                )
+                part.movedim(site.axis, -1).copy_(shifted)
+            else:
+                dropped = self.space.dropped(site, tensor.shape[site.axis])
+                filled = self._times(site, tensor, constant[dropped])
+                part.movedim(site.axis, -1)[..., dropped] = filled.to(tensor.dtype)
             if site.role == "codes" and self.codebook.stored_unit:
-                part.copy_(unit_rows(part))
+                rows = part.movedim(site.axis, -1)
+                rows.copy_(unit_rows(rows))
             self.tensors[site.key] = tensor
+
+    def _times(self, site: Site, tensor: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
+        """A constant along the axis as a site stores it: of `sums`, times the count of each code."""
+        if site.role != "sums":
+            return constant
+        assert site.counts is not None
+        counts = self.get(site.counts).double().clamp(min=site.floor)
+        counts = counts.reshape([n for i, n in enumerate(tensor.shape) if i != site.axis]).unsqueeze(site.axis)
+        return narrow(counts, site).movedim(site.axis, -1) * constant
 
     def sliced(self) -> None:
         for site in self.sites("consumer"):
@@ -253,12 +280,15 @@ class _Edit:
     def consumer(self) -> None:
         for site in self.sites("consumer"):
             self.fold(site)
-            tensor = self.get(site.key)
-            dropped = self.space.dropped(site, tensor.shape[site.axis])
-            if site.norm:
-                self.set_weight(site, self.weight(site).index_fill(site.axis, dropped, 0))
+            weight = self.weight(site) if site.norm else self.get(site.key)
+            if self.space.kept is None:
+                weight = self.space.project(weight, site)
             else:
-                self.tensors[site.key] = tensor.index_fill(site.axis, dropped, 0)
+                weight = weight.index_fill(site.axis, self.space.dropped(site, weight.shape[site.axis]), 0)
+            if site.norm:
+                self.set_weight(site, weight)
+            else:
+                self.tensors[site.key] = weight
 
     def fold(self, site: Site) -> None:
         """Add W[:, dropped] c to the bias of a consumer; sum over its kernel, output channels first or right after the axis."""
