@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "commands",
         "__init__",
     },
-    "api": {"errors", "ops", "io", "pipeline"},
+    "api": {"errors", "ops", "io", "pipeline", "report"},
     "__init__": {"api", "io"},
     "__main__": {"commands"},
 }

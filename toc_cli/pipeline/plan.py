@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from toc_cli.io.families.emit import supported
 from toc_cli.io.features import Features, describe, open_features
 from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication
+from toc_cli.ops.linear import Array
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.artefacts import as_artefact
@@ -200,7 +201,7 @@ def _sample(study: Study) -> tuple[Fit, torch.Tensor]:
 
 def plan_optimization(
     checkpoint: str | Path | Checkpoint,
-    features: str | Path | Sequence[str | Path] | Features,
+    features: str | Path | Array | Mapping[str, Array] | Sequence[str | Path] | Features,
     options: Options = Options(),
     outputs: Outputs | None = None,
     *,
