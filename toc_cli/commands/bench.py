@@ -30,7 +30,4 @@ def bench(
     from toc_cli.commands.tables import bench_tables
 
     found = run_bench(what, device=device, rows=rows, repeats=repeats, verify=verify)
-    sink = Output(as_json, quiet)
-    sink.result(found, *bench_tables(found))
-    if found.get("missing"):
-        sink.warn(found["missing"])
+    Output(as_json, quiet).result(found, *bench_tables(found))

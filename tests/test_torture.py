@@ -1,0 +1,65 @@
+"""A minute of `tests/torture.py` over a seed that changes every day; `python tests/torture.py --replay` shows a finding again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+import torture
+
+SECONDS = 60
+
+
+def usable(reader: str) -> bool:
+    return reader != "faiss" or importlib.util.find_spec("faiss") is not None
+
+
+@pytest.mark.parametrize("reader", torture.READERS)
+def test_the_valid_file_of_every_reader_is_read(reader: str, tmp_path: Path) -> None:
+    if not usable(reader):
+        pytest.skip("faiss is not installed")
+    seed, read = torture.READERS[reader]
+    read(seed(tmp_path))
+
+
+def test_mutations_repeat_and_reach_every_kind() -> None:
+    data = json.dumps({"a": [1, 2, {"b": None}], "c": "x" * 40}).encode()
+    made = [torture.mutated(data, random.Random(f"1 record {n}")) for n in range(300)]
+    assert made == [torture.mutated(data, random.Random(f"1 record {n}")) for n in range(300)]
+    parsed = 0
+    for text in made:
+        try:
+            json.loads(text)
+            parsed += 1
+        except ValueError:
+            pass
+    assert 100 < parsed < 290  # structure as well as bytes
+
+
+def test_a_crash_and_an_exception_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    def read(path: Path) -> None:
+        number = int(path.read_bytes()[0])
+        if number < 64:
+            raise KeyError("raw")
+        if number > 250:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setitem(torture.READERS, "npy", (torture.npy_file, read))
+    monkeypatch.setattr(torture, "mutated", lambda data, chance: bytes([chance.randrange(256)]) + data)
+    found = [f for _, _, batch in torture.torture(["npy"], 3, count=400) for f in batch]
+    assert {f.what.split(":")[-1].strip() for f in found} >= {"'raw'", "SIGSEGV"}
+
+
+def test_a_minute_of_mutations_finds_nothing() -> None:
+    readers = [reader for reader in torture.READERS if usable(reader)]
+    seed = int(time.time()) // 86400
+    found = [f for _, _, batch in torture.torture(readers, seed, seconds=SECONDS) for f in batch]
+    assert not found, "\n".join(f"{f.place}: {f.what}" for f in found[:20])
