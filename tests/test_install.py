@@ -9,6 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,52 @@ def test_the_oldest_versions_go_together(resolver: str, extra: str) -> None:
 def test_the_tried_versions_hold_nothing_that_torch_pins() -> None:
     names = re.findall(r"^([\w-]+)==", (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert not [name for name in names if name.startswith(("triton", "nvidia", "cuda"))]
+
+
+def build(kind: str, target: Path) -> Path:
+    """What the project's own backend builds, in the environment of this test, under one SOURCE_DATE_EPOCH."""
+    program = f"import sys; sys.path.insert(0, '.ci'); import backend; print(backend.build_{kind}(sys.argv[1]))"
+    source = target / "source"
+    skipped = shutil.ignore_patterns(".git", ".venv", "*.so", "*.egg-info", "build", "dist", ".*_cache", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=skipped)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(target)], cwd=source, env=os.environ | {"SOURCE_DATE_EPOCH": "1700000000"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return target / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def _builds() -> None:
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    assert setuptools
+
+
+@pytest.mark.usefixtures("_builds")
+def test_the_sdist_is_whole_and_the_same_twice(tmp_path: Path) -> None:
+    first, second = (build("sdist", tmp_path / name) for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("tests", "toc_cli", "examples"):
+        own = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
+        assert own <= names
+    assert {
+        "CHANGELOG.md",
+        "README.md",
+        ".ci/constraints.txt",
+        ".ci/backend.py",
+        "toc_cli/ops/assign/_kernel.h",
+    } <= names
+
+
+@pytest.mark.usefixtures("_builds")
+def test_one_wheel_serves_every_python(tmp_path: Path) -> None:
+    wheel = build("wheel", tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "toc_cli/py.typed" in names
+    assert "toc_cli/report/template.html" in names
+    assert not [name for name in names if name.endswith((".c", ".h")) or name.startswith("tests/")]
+    if any(name.endswith(".abi3.so") for name in names):
+        assert "-cp310-abi3-" in wheel.name

@@ -69,6 +69,7 @@ def measure(
         "instruction_set": native.instruction_set() if kind == "cpu" else None,
         "threads": torch.get_num_threads(),
         "gpu_peaks": peak,
+        "missing": native.missing() if kind == "cpu" else None,
         "rows": rows,
     }
 
@@ -216,5 +217,6 @@ def verify(device: str = "auto", rows: int = 10_000_000, seed: int = 0) -> dict[
     return {
         "bench": "assign --verify",
         "backend": choose(torch.device(device)),
+        "missing": native.missing() if torch.device(device).type == "cpu" else None,
         "rows": [*table, {"case": "all", **total}],
     }

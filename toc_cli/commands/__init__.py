@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
-from typing import Annotated, Any
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,33 +27,55 @@ from toc_cli.commands import (
     train_fcid,
 )
 from toc_cli.commands.encoding import soften
+from toc_cli.commands.help import Grouped
 from toc_cli.commands.interrupt import Interrupt, sentence, stopped_by
+from toc_cli.commands.log import hoist, listen
+from toc_cli.commands.settings import defaults
 from toc_cli.errors import OutputError, TocError, UsageError
 
 app = typer.Typer(
     name="toc",
     help="Score, prune and vet the codebook of a VQ checkpoint, training-free (TOC, arXiv 2403.05168).",
     epilog="Start with: toc demo, then toc optimize model.safetensors --features feats.h5 --keep 0.5",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, room in (
-    ("inspect", inspect),
-    ("capture", capture),
-    ("optimize", optimize),
-    ("quantize", quantize),
-    ("decode", decode),
-    ("train-fcid", train_fcid),
-    ("evaluate", evaluate),
-    ("report", report),
-    ("explain", explain),
-    ("bench", bench),
-    ("demo", demo),
+for name, room, short in (
+    ("inspect", inspect, "List the codebooks of a checkpoint and what can be written."),
+    ("capture", capture, "Record what reaches the quantiser of a codec, and its tokens."),
+    ("optimize", optimize, "Score every dimension, keep the best, write and measure."),
+    ("quantize", quantize, "Features to tokens (and vectors), streamed."),
+    ("decode", decode, "Tokens to vectors."),
+    ("train-fcid", train_fcid, "Train FCID, or its baseline, on paired features."),
+    ("evaluate", evaluate, "Test what codes carry across modalities, before and after."),
+    ("report", report, "Draw run records, compare with a baseline, and gate."),
+    ("explain", explain, "Say what a metric, warning, verdict or criterion means."),
+    ("bench", bench, "Measure this machine against the floor and its peers."),
+    ("demo", demo, "The whole road on bundled data."),
 ):
-    app.command(name, epilog=f"Example: {room.EXAMPLE}")(getattr(room, name.replace("-", "_")))
+    app.command(name, cls=Grouped if name == "optimize" else None, short_help=short, epilog=f"Example: {room.EXAMPLE}")(
+        getattr(room, name.replace("-", "_"))
+    )
+
+COMMANDS = [command.name for command in app.registered_commands if command.name]
+OTHERS = {
+    other: name
+    for name, words in {
+        "optimize": "prune shrink compress select score optimise",
+        "quantize": "encode tokenize tokens quantise",
+        "train-fcid": "train fcid",
+        "evaluate": "eval test",
+        "inspect": "info show ls list",
+        "report": "check gate compare",
+        "bench": "benchmark",
+        "capture": "record features",
+        "explain": "why define",
+        "--help": "help",
+    }.items()
+    for other in words.split()
+}
+"""Words of others for our commands."""
 
 
 def show_version(wanted: bool) -> None:
@@ -63,11 +87,30 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Say what is done, and its time; -vv: libraries too.",
+        ),
+    ] = 0,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="The same, by name.")
+    ] = None,
 ) -> None:
-    pass
+    if verbose or log_level:
+        listen(log_level or ("info" if verbose == 1 else "debug"))
+    if context.invoked_subcommand == "optimize":
+        command = context.command.commands["optimize"]  # type: ignore[attr-defined]
+        context.obj, found = defaults({parameter.name: parameter for parameter in command.params})
+        context.default_map = {"optimize": found}
 
 
 CLOSED = 141
@@ -91,7 +134,7 @@ def run() -> int:
     code: object
     with Interrupt() as interrupt:
         try:
-            code = app(standalone_mode=False)
+            code = app(args=hoist(sys.argv[1:] or ["--help"]), standalone_mode=False)
             sys.stdout.flush()
         except SystemExit as stop:
             code = CLOSED if reader_gone(stop) else stop.code
@@ -160,4 +203,10 @@ def in_words(error: Exception) -> TocError:
 def usage(error: Any) -> UsageError:
     """Typer's own usage error as one sentence that ends in the command that helps."""
     path = error.ctx.command_path if error.ctx else "toc"
-    return UsageError(error.format_message().rstrip("."), f"See {path} --help.")
+    said = error.format_message().rstrip(".")
+    if unknown := re.match(r"No such command '([^']*)'", said):
+        word = unknown[1].lower()
+        meant = OTHERS.get(word) or next(iter(get_close_matches(word, COMMANDS, n=1)), None)
+        if meant:
+            return UsageError(f"There is no command {unknown[1]!r}.", f"Did you mean toc {meant}?")
+    return UsageError(said, f"See {path} --help.")

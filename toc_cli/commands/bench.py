@@ -30,4 +30,7 @@ def bench(
     from toc_cli.commands.tables import bench_tables
 
     found = run_bench(what, device=device, rows=rows, repeats=repeats, verify=verify)
-    Output(as_json, quiet).result(found, *bench_tables(found))
+    sink = Output(as_json, quiet)
+    sink.result(found, *bench_tables(found))
+    if found.get("missing"):
+        sink.warn(found["missing"])

@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from toc_cli.commands.places import features, place
+
 Checkpoint = Annotated[
     Path,
     typer.Argument(
+        callback=place,
         metavar="CHECKPOINT",
         help="safetensors (also sharded), Hugging Face folder, .pt/.pth/.ckpt/.bin/.th, npz, npy, h5, faiss or .toc.safetensors.",
     ),
@@ -17,7 +20,9 @@ Checkpoint = Annotated[
 Features = Annotated[
     list[str],
     typer.Option(
-        help="A file, folder, 'glob' or @list of files; repeatable; name=path names a modality.", metavar="[NAME=]PATH"
+        callback=features,
+        help="A file, folder, 'glob' or @list of files; repeatable; name=path names a modality.",
+        metavar="[NAME=]PATH",
     ),
 ]
 Codebook = Annotated[

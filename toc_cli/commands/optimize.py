@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +20,7 @@ EXAMPLE = "toc optimize model.safetensors --features feats.h5 --keep 0.5"
 
 
 def optimize(
+    context: typer.Context,
     checkpoint: flags.Checkpoint,
     features: flags.Features,
     keep: Annotated[
@@ -40,7 +42,7 @@ def optimize(
     ] = None,
     emit: Annotated[
         list[str] | None,
-        typer.Option(help="codebook, masked, sliced or consumer; repeatable. Default: codebook."),
+        typer.Option(help="codebook, masked, sliced or consumer; repeatable, or a,b. Default: codebook."),
     ] = None,
     fill: Annotated[
         Literal["mean", "zero"] | None, typer.Option(help="Constant of the dropped dimensions: mean or zero.")
@@ -98,18 +100,20 @@ def optimize(
     """Score every dimension of a codebook, keep the best, write the pruned codebook and a run record."""
     from toc_cli.commands.output import Output
     from toc_cli.commands.page import refuse_page, write_page
+    from toc_cli.commands.settings import used
     from toc_cli.commands.tables import plan_parts
     from toc_cli.media import holds_media
     from toc_cli.pipeline import Options, Outputs, plan_optimization
     from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
 
     options = Options(
-        keep=keep, criterion=criterion, weights=parse_weights(weights), normalize=normalize, ratio=ratio,
+        keep=keep, criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,
         modalities=tuple(modality or ()), channel_axis=channel_axis, space=space, max_memory=parse_bytes(max_memory),
         limit=limit, eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep, max_distortion=max_distortion,
         min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,
+        settings=used(context),
     )  # fmt: skip
     sink = Output(as_json, quiet)
     outputs = Outputs(
@@ -121,6 +125,8 @@ def optimize(
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
     for warning in plan.record["warnings"]:
         sink.warn(warning["text"])
+    if note := count_or_share(keep, plan.record["codebooks"]):
+        sink.say(note)
     if outputs.elsewhere:
         sink.warn(outputs.elsewhere)
     if not dry_run:
@@ -161,3 +167,11 @@ def captured_first(
     if outputs.data is None and outputs.checkpoints and ROADS[done[0].model].decode is not None:
         outputs = replace(outputs, data=media[0].rpartition("=")[2])
     return given, outputs
+
+
+def count_or_share(keep: str, codebooks: Sequence[Mapping[str, Any]]) -> str:
+    """`--keep 50` of 64 dimensions is a count that may have been meant in percent: a line that says so; else empty."""
+    if not (keep.strip().isdecimal() and 1 < int(keep) <= 100) or not codebooks:
+        return ""
+    dim = codebooks[0]["dim"]
+    return f"--keep {keep} is a count: {codebooks[0]['kept_dim']} of {dim} dimensions; a share would be --keep {keep}%."

@@ -6,7 +6,9 @@ What goes to a terminal goes through `Door`, whoever drew it: a name out of a fi
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,7 +71,17 @@ class Output:
 
     @contextmanager
     def progress(self, title: str, total: int, unit: str = "rows") -> Iterator[Advance]:
-        """A bar with rate and remaining time on stderr, for `total` units; silent off a terminal and under `--quiet`."""
+        """A bar with rate and remaining time on stderr, for `total` units; silent off a terminal and under `--quiet`.
+
+        `-v` logs what was done and how long it took.
+        """
+        began = time.perf_counter()
+        with self._bar(title, total, unit) as advance:
+            yield advance
+        logging.getLogger("toc").info("%s: %s %s in %.2f s", title, f"{total:,}", unit, time.perf_counter() - began)
+
+    @contextmanager
+    def _bar(self, title: str, total: int, unit: str) -> Iterator[Advance]:
         if self.quiet or not self.err.is_terminal:
             yield lambda count: None
             return

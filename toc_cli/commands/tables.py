@@ -188,7 +188,7 @@ def bench_tables(found: dict[str, Any]) -> list[RenderableType]:
     about = [
         f"{key.replace('_', ' ')} {value}"
         for key, value in found.items()
-        if isinstance(value, str | int) and key != "bench"
+        if isinstance(value, str | int) and key not in ("bench", "missing")
     ]
     title = Text(" · ".join([f"toc bench {found['bench']}", *about]))
     if any("shape" in row for row in found["rows"]):

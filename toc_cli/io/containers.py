@@ -79,6 +79,28 @@ def _member(head: Head, pattern: str) -> bool:
     return head.is_zip and any(re.fullmatch(pattern, name) for name in head.entries)
 
 
+def _deepspeed(head: Head) -> bool:
+    """A folder of shards, one above it (`latest` names it), or one shard by the name that DeepSpeed gives it."""
+    if not head.is_folder:
+        return bool(re.fullmatch(r"(?:bf16_)?zero_pp_rank_\d+_mp_rank_\d+_(?:optim|model)_states\.pt", head.name))
+    shards = any(re.fullmatch(r".*_(?:optim|model)_states\.pt", name) for name in head.entries)
+    return shards or ("latest" in head.entries and any(name.startswith("global_step") for name in head.entries))
+
+
+def _is_table(start: bytes) -> bool:
+    """Whether the first lines of a file are rows of numbers of one length."""
+    lines = [line.partition(b"#")[0].replace(b",", b" ").split() for line in start.splitlines()[:8]]
+    rows = [line for line in lines if line]
+    if len(rows) > 1 and not start.endswith((b"\n", b"\r")):
+        rows = rows[:-1]  # cut off
+    try:
+        return (
+            bool(rows) and len(rows[0]) > 1 and all(len(row) == len(rows[0]) and list(map(float, row)) for row in rows)
+        )
+    except ValueError:
+        return False
+
+
 def _is_pickle(head: Head) -> bool:
     """Protocols 0 and 1 have no first byte of their own: they are told by the name."""
     first = first_bytes(head.path, head.start)
@@ -91,6 +113,43 @@ CHECKPOINT = "toc_cli.io.checkpoint."
 FEATURES = "toc_cli.io.features."
 
 CONTAINERS: tuple[Container, ...] = (
+    Container(
+        "torch.distributed",
+        lambda head: (
+            head.is_folder and ".metadata" in head.entries and any(n.endswith(".distcp") for n in head.entries)
+        ),
+        unread=(
+            "is a distributed checkpoint of torch (DCP), whose index is a pickle",
+            "Where you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pt",
+        ),
+    ),
+    Container(
+        "DeepSpeed",
+        lambda head: _deepspeed(head),
+        unread=(
+            "is a DeepSpeed checkpoint, whose weights are cut over its ranks",
+            "Join them with the script that DeepSpeed leaves beside it: python zero_to_fp32.py FOLDER weights",
+        ),
+    ),
+    Container(
+        "TensorFlow SavedModel",
+        lambda head: head.is_folder and bool({"saved_model.pb", "saved_model.pbtxt"} & head.entries),
+        unread=(
+            "is a TensorFlow SavedModel, a program with its weights",
+            "Export them: np.savez('weights.npz', **{v.name: v.numpy() for v in tf.saved_model.load(path).variables})",
+        ),
+    ),
+    Container(
+        "orbax",
+        lambda head: (
+            head.is_folder and bool({"manifest.ocdbt", "_CHECKPOINT_METADATA", "_METADATA", "_sharding"} & head.entries)
+        ),
+        unread=(
+            "is an orbax checkpoint (JAX)",
+            "Export it: np.savez('weights.npz', **flax.traverse_util.flatten_dict("
+            "orbax.checkpoint.PyTreeCheckpointer().restore(path), sep='/'))",
+        ),
+    ),
     Container(
         "folder",
         lambda head: head.is_folder,
@@ -111,6 +170,20 @@ CONTAINERS: tuple[Container, ...] = (
         ),
     ),
     Container(
+        "pt2",
+        lambda head: _member(head, r"(?:.*/)?data/weights/model_weights_config\.json"),
+        (".pt2",),
+        checkpoint=CHECKPOINT + "exported:ExportedFile",
+    ),
+    Container(
+        "pt2 of another version",
+        lambda head: _member(head, r"(?:.*/)?(?:archive_format|serialized_exported_program\.json|models/model\.json)"),
+        unread=(
+            "is a program of torch.export in a layout that toc does not read",
+            "Export its tensors: torch.save(torch.export.load(path).state_dict, 'weights.pt')",
+        ),
+    ),
+    Container(
         "torch",
         lambda head: _member(head, r".*/data\.pkl") or head.start.startswith(LEGACY_TORCH),
         (".pt", ".pth", ".ckpt", ".bin", ".th"),
@@ -123,6 +196,18 @@ CONTAINERS: tuple[Container, ...] = (
         (".npz",),
         checkpoint=CHECKPOINT + "arrays:NpzFile",
         features=FEATURES + "raw:npz_sources",
+    ),
+    Container(
+        "keras",
+        lambda head: "model.weights.h5" in head.entries and head.is_zip,
+        (".keras",),
+        checkpoint=CHECKPOINT + "packed:KerasFile",
+    ),
+    Container(
+        "skops",
+        lambda head: head.is_zip and "schema.json" in head.entries,
+        (".skops",),
+        checkpoint=CHECKPOINT + "exported:SkopsFile",
     ),
     Container(
         "zip with arrays",
@@ -165,6 +250,41 @@ CONTAINERS: tuple[Container, ...] = (
         checkpoint=CHECKPOINT + "faiss:FaissIndex",
     ),
     Container(
+        "gguf",
+        lambda head: head.start.startswith(b"GGUF"),
+        (".gguf",),
+        checkpoint=CHECKPOINT + "gguf:GgufFile",
+    ),
+    Container(
+        "tflite",
+        lambda head: head.start[4:8] == b"TFL3",
+        unread=(
+            "is a TensorFlow Lite model",
+            "Export its tensors: np.savez('weights.npz', **{t['name']: interpreter.get_tensor(t['index']) for t in "
+            "interpreter.get_tensor_details()}) with an ai_edge_litert Interpreter",
+        ),
+    ),
+    Container(
+        "Paddle",
+        lambda head: head.path.suffix in (".pdparams", ".pdiparams", ".pdmodel"),
+        unread=(
+            "is a Paddle checkpoint",
+            "Export it: np.savez('weights.npz', **{k: v.numpy() for k, v in paddle.load(path).items()})",
+        ),
+    ),
+    Container(
+        "TensorFlow checkpoint",
+        lambda head: (
+            bool(re.search(r"\.data-\d{5}-of-\d{5}$", head.name))
+            or (head.path.suffix == ".index" and head.path.with_suffix(".data-00000-of-00001").is_file())
+        ),
+        unread=(
+            "is a TensorFlow checkpoint",
+            "Export it: np.savez('weights.npz', **{k: tf.train.load_variable(path, k) for k, _ in "
+            "tf.train.list_variables(path)})",
+        ),
+    ),
+    Container(
         "safetensors",
         lambda head: head.start[8:9] == b"{" or head.path.suffix == ".safetensors",
         (".safetensors",),
@@ -179,9 +299,36 @@ CONTAINERS: tuple[Container, ...] = (
         checkpoint=CHECKPOINT + "pickled:PickleFile",
     ),
     Container(
+        "nemo",
+        lambda head: head.path.suffix == ".nemo",
+        (".nemo",),
+        checkpoint=CHECKPOINT + "packed:NemoFile",
+    ),
+    Container(
         "compressed",
         lambda head: bool(compression(head.start)),
         unread=("is a compressed file of no kind that toc reads", "Unpack it (gunzip, bunzip2, unxz, lz4 -d) first."),
+    ),
+    Container(
+        "onnx",
+        # No mark of its own: the version of its format, then the name of its maker.
+        lambda head: head.path.suffix == ".onnx" or bool(re.match(rb"\x08[\x01-\x1f]\x12", head.start)),
+        (".onnx",),
+        checkpoint=CHECKPOINT + "onnx:OnnxFile",
+    ),
+    Container(
+        "msgpack",
+        lambda head: (
+            head.path.suffix in (".msgpack", ".flax") or bool(re.match(rb"[\x81-\x8f][\xa0-\xbf\xd9]", head.start))
+        ),
+        (".msgpack", ".flax"),
+        checkpoint=CHECKPOINT + "msgpack:MsgpackFile",
+    ),
+    Container(
+        "text",
+        lambda head: _is_table(head.start),
+        (".txt", ".csv", ".tsv"),
+        checkpoint=CHECKPOINT + "text:TextFile",
     ),
     Container(
         "tar",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from toc_cli.errors import UsageError
@@ -66,6 +67,8 @@ class Options:
     emit: tuple[Mode, ...] = ("codebook",)
     device: str = "auto"
     seed: int = 0
+    settings: str | None = None
+    """File and names of the options whose value the project's settings gave."""
 
     def __post_init__(self) -> None:
         one_of("--criterion", self.criterion, (*CRITERIA, AUTO))
@@ -120,14 +123,17 @@ class Options:
 def one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
     """UsageError that lists what is known, if `value` is not among it."""
     if value not in known:
-        raise UsageError(f"{flag} {value!r} is unknown.", f"Use one of: {', '.join(known)}.")
+        close = get_close_matches(value, known, n=1)
+        guess = f"Did you mean {close[0]}? " if close else ""
+        raise UsageError(f"{flag} {value!r} is unknown.", f"{guess}Use one of: {', '.join(known)}.")
 
 
 def parse_modes(names: Sequence[str] | None) -> tuple[Mode, ...]:
-    """The emit modes of repeated `--emit`, each once; `codebook` without any. UsageError for an unknown one."""
-    for name in names or ():
+    """The emit modes of repeated `--emit`, or of one with commas, each once; `codebook` without any. UsageError for an unknown one."""
+    asked = [part.strip().lower() for name in names or () for part in name.split(",")]
+    for name in asked:
         one_of("--emit", name, MODES)
-    return tuple(mode for mode in MODES if mode in names) if names else ("codebook",)
+    return tuple(mode for mode in MODES if mode in asked) if asked else ("codebook",)
 
 
 def parse_weights(text: str) -> tuple[float, float]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -15,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from reference import nearest_two
 from toc_cli.errors import InputError, UsageError
-from toc_cli.ops.assign import METRICS, assign, assign_heads, assign_residual, nearest
+from toc_cli.ops.assign import METRICS, assign, assign_heads, assign_residual, blas, naive, native, nearest
 
 ANY = torch.Generator().manual_seed(0)
 
@@ -164,30 +168,94 @@ def test_without_the_compiled_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOC_NATIVE", "0")
     x, codes = torch.randn(40, 5, generator=ANY), torch.randn(9, 5, generator=ANY)
     assert np.array_equal(assign(x, codes), nearest_two(x.numpy(), codes.numpy())[0])
-    with pytest.raises(UsageError, match="C compiler"):
+    with pytest.raises(UsageError, match="TOC_NATIVE=0 is set"):
         assign(x, codes, backend="native")
+    monkeypatch.setenv("TOC_NATIVE", "avx1024")
+    with pytest.raises(UsageError, match=r"avx1024 is no instruction set\. Set one of portable, avx2"):
+        assign(x, codes)
 
 
-def test_memory_stays_bounded() -> None:
-    """Whatever the shape, the peak of a fresh process rises by less than 256 MiB."""
+@pytest.fixture
+def other_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], None]]:
+    """Puts another file where the compiled library is looked for."""
+
+    def place(name: str, content: bytes) -> None:
+        (tmp_path / name).write_bytes(content)
+        spec = importlib.machinery.ModuleSpec("_search", None, origin=str(tmp_path / name)) if "abi3" in name else None
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+        monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+        native.loaded.cache_clear()
+
+    yield place
+    native.loaded.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("_search.abi3.so", b"\x7fELF\x02\x01\x01" + bytes(200), "_search.abi3.so does not load here"),
+        ("_search.abi3.so", b"", "_search.abi3.so does not load here"),
+        ("_search.cp39-win_amd64.pyd", b"MZ", "_search.cp39-win_amd64.pyd is of another system or Python"),
+        ("other", b"", "not built when toc-cli was installed"),
+    ],
+)
+def test_a_missing_or_foreign_extension_is_told(
+    other_extension: Callable[[str, bytes], None], name: str, content: bytes, why: str
+) -> None:
+    other_extension(name, content)
+    said = native.missing()
+    assert said is not None
+    assert why in said
+    assert "C compiler (gcc or clang)" in said
+    x, codes = torch.randn(40, 5, generator=ANY), torch.randn(9, 5, generator=ANY)
+    assert np.array_equal(assign(x, codes), nearest_two(x.numpy(), codes.numpy())[0])
+
+
+@pytest.mark.parametrize("switch", ["", "0"], ids=["compiled", "torch"])
+def test_memory_stays_bounded(switch: str) -> None:
+    """Whatever the shape, the peak of a fresh process rises by less than 256 MiB, with the compiled search and without."""
     program = (
-        "import torch\n"
+        "import os, torch\n"
         "from toc_cli.bench.assign import extra_memory\n"
         "from toc_cli.ops.assign import assign, native\n"
         "small = torch.randn(64, 64)\n"
         "assign(small, small)\n"
         "half, single = torch.bfloat16, torch.float32\n"
         "shapes = ((1 << 20, 4, 2, single), (64, 65536, 512, single), (64, 16384, 512, half), (1 << 18, 8, 64, half),\n"
-        "          (9 << 20, 3, 1, single), (5 << 20, 300, 1, single))\n"
+        "          (9 << 20, 3, 1, single), (64, 1 << 20, 8, single),\n"
+        "          (5 << (20 if native.instruction_set() else 15), 300, 1, single))\n"
         "for n, k, d, dtype in shapes:\n"
         "    native.PANEL_ELEMENTS = 100 if k == 300 else 1 << 23  # many slices of the codebook, at little cost\n"
         "    x, codes = torch.zeros(n, d, dtype=dtype).normal_(), torch.zeros(k, d, dtype=dtype).normal_()\n"
         "    print(extra_memory(lambda: assign(x, codes), 'cpu') - n * 8)\n"  # less the answer itself
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"TOC_NATIVE": switch},
+    )
     if "None" in run.stdout:
         pytest.skip("this system does not tell the peak memory")
     assert all(int(line) < 256 << 20 for line in run.stdout.split())
+
+
+@pytest.mark.parametrize("reach", [0.0, 1e-6, float("inf")])
+def test_torch_search_in_slices_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, reach: float) -> None:
+    x, codes = (torch.randint(-2, 3, (n, 4), generator=ANY).float() for n in (300, 90))  # many ties, across slices too
+    columns = torch.tensor([0, 2, 3])
+    monkeypatch.setattr(blas, "CODES", 7)
+    monkeypatch.setattr(blas, "BLOCK", 64)
+    for metric in METRICS:
+        for kept in (None, columns):
+            got = blas.search(x, codes, metric, kept, reach)
+            want = naive.search(x, codes, metric, kept, reach)
+            assert torch.equal(got.index, want.index)
+            if reach:
+                assert torch.equal(got.best, want.best)
+            if reach == float("inf"):
+                assert torch.equal(got.second, want.second)
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

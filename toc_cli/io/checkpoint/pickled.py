@@ -59,7 +59,7 @@ class PickleFile(Checkpoint):
                 self.values[names] = leaf
         kinds = [found.kind for found in unpickler.foreign.values() if _is_estimator(found)]
         self.values["classes",] = kinds
-        _refuse_unlike(printable(path), kinds)
+        refuse_unlike(printable(path), kinds)
         if not self.infos:
             what = f" ({', '.join(printable(name, 80) for name in unpickler.names[:3])})" if unpickler.names else ""
             raise InputError(
@@ -133,7 +133,7 @@ def _is_estimator(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Estimator)
 
 
-def _refuse_unlike(shown: str, kinds: list[str]) -> None:
+def refuse_unlike(shown: str, kinds: list[str]) -> None:
     """InputError for estimators whose tokens are not the nearest centre of the features as they are."""
     named = [(kind.split(".")[1] if "." in kind else "", kind.rpartition(".")[2]) for kind in kinds]
     before = [name for room, name in named if room in BEFORE]

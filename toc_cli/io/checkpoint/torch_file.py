@@ -163,7 +163,7 @@ def _read_zip(head: Head) -> tuple[Any, list[str]]:
     root = main.removesuffix("data.pkl")
     members = {member.filename: member for member in head.members}
     storages: dict[str, Storage] = {}
-    swapped = _entry(head, members.get(f"{root}byteorder")) == b"big"
+    swapped = entry_bytes(head, members.get(f"{root}byteorder")) == b"big"
 
     def persistent(pid: Any) -> Any:
         kind, key, count = _storage_id(pid)
@@ -171,11 +171,11 @@ def _read_zip(head: Head) -> tuple[Any, list[str]]:
             member = members.get(f"{root}data/{key}")
             if member is None or member.file_size < count * BYTES[kind]:
                 raise ValueError(f"the storage {printable(key)} is missing or short")
-            start = _data_start(head, member)
+            start = data_start(head, member)
             storages[key] = Storage(kind, member.file_size, file_bytes(head.path, start), key, swapped)
         return storages[key]
 
-    data = _entry(head, members[main])
+    data = entry_bytes(head, members[main])
     return _unpickled(head.shown, Bounded(io.BytesIO(data), len(data)), persistent)
 
 
@@ -189,7 +189,7 @@ def _storage_id(pid: Any) -> tuple[str, str, int]:
     return str(kind), str(key)[:200], count
 
 
-def _data_start(head: Head, member: zipfile.ZipInfo) -> int:
+def data_start(head: Head, member: zipfile.ZipInfo) -> int:
     """Where the bytes of a zip entry stand in the file."""
     with open(head.path, "rb") as file:
         file.seek(member.header_offset)
@@ -207,7 +207,7 @@ def _data_start(head: Head, member: zipfile.ZipInfo) -> int:
     return start
 
 
-def _entry(head: Head, member: zipfile.ZipInfo | None) -> bytes:
+def entry_bytes(head: Head, member: zipfile.ZipInfo | None) -> bytes:
     """The bytes of a small zip entry; b"" without one."""
     if member is None:
         return b""

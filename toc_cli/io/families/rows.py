@@ -152,6 +152,7 @@ ROWS = (
         transposed=True,
     ),
     Row("Keras VQ-VAE", r"(?P<root>.*?)embeddings_vqvae(?:\:0)?", transposed=True),
+    Row("Keras VQ-VAE", r"(?P<root>(?:.*\.)?vector_quantizer(?:_\d+)?\.vars)\.0", transposed=True),
 )  # fmt: skip
 
 

@@ -5,36 +5,75 @@ It serves where the compiled kernel was not built, and on accelerators without T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from toc_cli.ops.assign.certificate import MAX_DIMENSIONS, Frame, frame
-from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.found import Found, merge
 from toc_cli.ops.assign.inputs import check_finite
 from toc_cli.ops.assign.naive import pair_distances
 
 TILE = 1 << 20  # scores held at a time
+ROWS = 1 << 22  # elements of rows compared at a time
+PANEL = 1 << 23  # elements of the codebook made ready at a time
+CODES = 1 << 16  # codes made ready at a time: 16 rows of scores fill a tile
+BLOCK = 1 << 20  # rows between which it is made ready again, so that K does not drive the memory
 GATHER = 1 << 22  # elements of (row, code) pairs compared in float64 at a time
 
 
 def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
     """The two nearest codes; see Found."""
     check_finite("features", x, kept)
-    codes = codes if kept is None or codes.shape[1] != x.shape[1] else codes.index_select(1, kept)
+    columns = kept if kept is not None and codes.shape[1] == x.shape[1] else None
+    parts = codes.split(max(1, min(CODES, PANEL // (codes.shape[1] if columns is None else len(columns)))))
+    index = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    best, second = (torch.empty(len(x) if reach else 0, dtype=torch.float64, device=x.device) for _ in range(2))
+    checked = 0
     with torch.autocast(x.device.type, enabled=False):
-        return _search(x, codes, metric, kept, reach)
+        for start in range(0, len(x), BLOCK):
+            at = slice(start, start + BLOCK)
+            found = _in_parts(x[at], parts, metric, kept, columns, reach)
+            index[at] = found.index
+            if reach:
+                best[at], second[at] = found.best, found.second
+            checked += found.checked
+    return Found(index, best, second, checked)
 
 
-def _search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
+def _in_parts(
+    rows: Tensor, parts: Sequence[Tensor], metric: str, kept: Tensor | None, columns: Tensor | None, reach: float
+) -> Found:
+    """`_search` in a codebook that comes in slices; on a tie the earlier slice stays."""
+    whole, first = None, 0
+    for part in parts:
+        found = _search(
+            rows, part if columns is None else part.index_select(1, columns), metric, kept, reach, len(parts) > 1
+        )
+        if whole is None:
+            whole = found
+        else:
+            merge(whole.index, whole.best, whole.second, found.index + first, found.best, found.second)
+            whole = replace(whole, checked=whole.checked + found.checked)
+        first += len(part)
+    assert whole is not None
+    return whole
+
+
+def _search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float, measured: bool) -> Found:
+    """`measured`: the distance of the nearest code is wanted also where `reach` is 0."""
     n, device = len(x), x.device
     index = torch.zeros(n, dtype=torch.int64, device=device)
-    best = torch.zeros(n, dtype=torch.float64, device=device)
-    second = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
+    measured = measured or reach > 0
+    best = torch.zeros(n if measured else 0, dtype=torch.float64, device=device)
+    second = torch.full((n if measured else 0,), torch.inf, dtype=torch.float64, device=device)
     around = frame(codes, metric)
     exact = torch.float32 if _ieee_products() and codes.shape[1] <= MAX_DIMENSIONS else torch.float64
     panel, bias = (part.to(exact) for part in around.codes(codes))
     checked = 0
-    step = max(16, TILE // len(codes))
+    step = max(16, min(TILE // len(codes), ROWS // codes.shape[1]))
     for start in range(0, n, step):
         rows = x[start : start + step] if kept is None else x[start : start + step].index_select(1, kept)
         centred = around.rows(rows).to(exact)
@@ -42,14 +81,16 @@ def _search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: f
         top, found = scores.max(1)
         stop = start + len(rows)
         index[start:stop] = found
-        if reach:
+        if measured:
             best[start:stop] = pair_distances(rows, codes[found], metric)
         others = scores.scatter(1, found[:, None], -torch.inf).amax(1)
         threshold = _threshold(top, others, best[start:stop], around, centred, reach)
         close = (~(others < threshold)).nonzero()[:, 0]  # NaN is close
         if len(close):
             at, candidates = start + close, ~(scores[close] < threshold[close, None])
-            index[at], best[at], second[at] = _recheck(rows[close], codes, candidates, metric)
+            index[at], nearest, runner_up = _recheck(rows[close], codes, candidates, metric)
+            if measured:
+                best[at], second[at] = nearest, runner_up
             checked += len(close)
     return Found(index, best, second, checked)
 

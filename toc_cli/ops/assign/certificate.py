@@ -61,10 +61,19 @@ class Frame:
         return ((x - self.mu.to(x.dtype)) * self.scale).float()
 
     def codes(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (k, D) as the candidate pass sees them, and the bias -|E|^2/2 (k,) (0 for dot and cosine); float32."""
-        centred = (_comparable(codes, self.metric) - self.mu.double()) * self.scale
-        bias = -0.5 * centred.square().sum(1) if self.metric == "euclidean" else centred.new_zeros(len(centred))
-        return centred.float(), bias.float()
+        """Codes (k, D) as the candidate pass sees them, and the bias -|E|^2/2 (k,) (0 for dot and cosine); float32.
+
+        They pass through float64 in blocks.
+        """
+        seen = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+        bias = torch.zeros(len(codes), dtype=torch.float32, device=codes.device)
+        step = max(1, CHUNK // codes.shape[1])
+        for part, out, own in zip(codes.split(step), seen.split(step), bias.split(step), strict=True):
+            centred = (_comparable(part, self.metric) - self.mu.double()) * self.scale
+            out.copy_(centred)
+            if self.metric == "euclidean":
+                own.copy_(-0.5 * centred.square_().sum(1))
+        return seen, bias
 
     def eta(self, norms: Tensor) -> Tensor:
         """Bound on the error of a score, for row norms |X| (n,); inf where float32 sums may overflow."""

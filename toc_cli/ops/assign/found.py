@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -27,3 +28,10 @@ class Found:
     """Wall time of those comparisons; 0 where the backend does not measure them apart."""
     doubtful: int = 0
     """Rows that the coarse pass of the compiled search left to its fine one."""
+
+
+def merge(index: Tensor, best: Tensor, second: Tensor, new_index: Tensor, new_best: Tensor, new_second: Tensor) -> None:
+    """The two nearest of an earlier slice of the codebook and a later one, in place; on a tie the earlier stays."""
+    torch.minimum(torch.minimum(second, new_second), torch.maximum(best, new_best), out=second)
+    index.copy_(torch.where(new_best < best, new_index, index))
+    torch.minimum(best, new_best, out=best)

@@ -13,15 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from toc_cli.errors import UsageError
 from toc_cli.ops.assign.certificate import CHUNK, bounded
-from toc_cli.ops.assign.found import Found
+from toc_cli.ops.assign.found import Found, merge
 from toc_cli.ops.assign.inputs import check_finite
 
 ISAS = ("portable", "avx2", "avx512", "avx512vnni")
+INSTALL = "Reinstall toc-cli from its sources with a C compiler (gcc or clang) at hand."
 METRIC_NUMBER = {"euclidean": 0, "cosine": 1, "dot": 2}
 PANEL_ELEMENTS = 1 << 23  # codes packed at a time: 32 MiB
 ROW_STATE = 1 << 20  # rows searched at a time: their lists take 12 MiB
@@ -65,33 +68,61 @@ class _Search(ctypes.Structure):
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The compiled library; None where it was not built."""
+def loaded() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled library, or None and why it is not to be had."""
+    room = Path(__file__).parent
     spec = importlib.util.find_spec(f"{__package__}._search")
     if spec is None or spec.origin is None:
+        foreign = sorted(path.name for path in room.glob("_search.*") if path.suffix in (".so", ".pyd"))
+        if foreign:
+            return None, f"{foreign[0]} is of another system or Python"
+        return None, "it was not built when toc-cli was installed: no C compiler was found, or it failed"
+    try:
+        return declare(ctypes.CDLL(spec.origin)), ""
+    except (OSError, AttributeError) as error:
+        return None, f"{Path(spec.origin).name} does not load here ({str(error).removeprefix(spec.origin + ': ')})"
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled library; None where it is not to be had."""
+    return loaded()[0]
+
+
+def missing() -> str | None:
+    """Why the compiled search does not run, what that costs and what helps, in one line; None where it runs."""
+    if instruction_set() is not None:
         return None
-    return declare(ctypes.CDLL(spec.origin))
+    if os.environ.get("TOC_NATIVE") == "0":
+        why, helps = "TOC_NATIVE=0 is set", "Unset it."
+    else:
+        why, helps = loaded()[1], INSTALL
+    return f"The compiled search does not run: {why}. Torch's operations serve, as exact, in five times the time or more. {helps}"
 
 
-def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+def declare(found: ctypes.CDLL) -> ctypes.CDLL:
     """The argument types of its functions."""
     for name in ("toc_panel_words", "toc_padded_codes"):
-        getattr(loaded, name).restype = ctypes.c_int64
-    loaded.toc_panel_words.argtypes = (ctypes.c_int64, ctypes.c_int64)
-    loaded.toc_padded_codes.argtypes = (ctypes.c_int64,)
+        getattr(found, name).restype = ctypes.c_int64
+    found.toc_panel_words.argtypes = (ctypes.c_int64, ctypes.c_int64)
+    found.toc_padded_codes.argtypes = (ctypes.c_int64,)
     for name in ("toc_frame", "toc_pack_fine", "toc_pack_coarse", "toc_scan_fine", "toc_scan_coarse", "toc_recheck"):
-        getattr(loaded, name).argtypes = (ctypes.POINTER(_Search),)
-        getattr(loaded, name).restype = None
-    return loaded
+        getattr(found, name).argtypes = (ctypes.POINTER(_Search),)
+        getattr(found, name).restype = None
+    return found
 
 
 def instruction_set() -> str | None:
-    """What the compiled search will run on, one of ISAS; None where it is absent or switched off."""
+    """What the compiled search will run on, one of ISAS; None where it is absent or switched off.
+
+    Raises UsageError where TOC_NATIVE is none of its values.
+    """
     wish = os.environ.get("TOC_NATIVE", "")
-    loaded = None if wish == "0" else library()
-    if loaded is None:
+    if wish not in ("", "0", *ISAS):
+        raise UsageError(f"TOC_NATIVE={wish} is no instruction set.", f"Set one of {', '.join(ISAS)}, or 0 for none.")
+    built = None if wish == "0" else library()
+    if built is None:
         return None
-    return ISAS[min(loaded.toc_isa(), ISAS.index(wish) if wish in ISAS else len(ISAS))]
+    return ISAS[min(built.toc_isa(), ISAS.index(wish) if wish else len(ISAS))]
 
 
 def search(x: Tensor, codes: Tensor, metric: str, kept: Tensor | None, reach: float) -> Found:
@@ -141,17 +172,8 @@ def search_packed(x: Tensor, packed: Packed, kept: Tensor | None, reach: float) 
             doubtful, checked = doubtful + found.doubtful, checked + found.checked
             seconds += found.recheck_seconds
             if later:
-                _merge(*out, found.index + book.first, found.best, found.second)
+                merge(*out, found.index + book.first, found.best, found.second)
     return Found(index, best, second, checked, seconds, doubtful)
-
-
-def _merge(
-    index: Tensor, best: Tensor, second: Tensor, new_index: Tensor, new_best: Tensor, new_second: Tensor
-) -> None:
-    """The two nearest of an earlier slice of the codebook and a later one, in place; on a tie the earlier stays."""
-    torch.minimum(torch.minimum(second, new_second), torch.maximum(best, new_best), out=second)
-    index.copy_(torch.where(new_best < best, new_index, index))
-    torch.minimum(best, new_best, out=best)
 
 
 def _direct(x: Tensor) -> bool:
@@ -175,10 +197,10 @@ class Codebook:
     """
 
     def __init__(self, codes: Tensor, metric: str, columns: Tensor | None, first: int) -> None:
-        loaded = library()
-        if loaded is None:
+        built = library()
+        if built is None:
             raise RuntimeError("The compiled search was not built.")
-        self.library = loaded
+        self.library = built
         codes = codes if _direct(codes) else codes.float()
         matrix, offsets = _matrix(codes, columns)
         self.first, self.codes, self.columns, self.offsets = first, codes, columns, offsets

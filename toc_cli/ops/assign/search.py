@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,21 +24,27 @@ Search = Callable[[Tensor, Tensor, str, Tensor | None, float], Found]
 
 def choose(device: torch.device) -> str:
     """The backend of `auto`: the compiled kernel on the CPU, Triton on a GPU; torch where that is not to be had."""
-    if device.type == "cpu" and native.instruction_set():
-        return "native"
+    if device.type == "cpu":
+        _tell_search()
+        if native.instruction_set():
+            return "native"
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         return "triton"
     return "torch"
+
+
+@lru_cache(maxsize=1)
+def _tell_search() -> None:
+    """What searches, once a process, for `-v`."""
+    runs = f"nearest codes by the compiled search ({native.instruction_set()}), {torch.get_num_threads()} threads"
+    logging.getLogger("toc").info(native.missing() or runs)
 
 
 def backend_search(name: str) -> Search:
     """The search of a backend, with an error that says how to get it."""
     if name == "native":
         if not native.instruction_set():
-            raise UsageError(
-                "The compiled search was not built here, or TOC_NATIVE=0 is set.",
-                "Reinstall toc-cli with a C compiler at hand.",
-            )
+            raise UsageError("The compiled search is asked for, and absent.", native.missing() or "")
         return native.search
     if name == "triton":
         if not importlib.util.find_spec("triton"):

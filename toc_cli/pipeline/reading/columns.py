@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import torch
+
+FEW = 3
+"""Codebooks side by side of which every order is tried."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,13 @@ class Place:
 def places(trailing: tuple[int, ...], shapes: Sequence[tuple[int, int]]) -> list[list[Place]]:
     """Every way to share tokens with these axes after the rows, (), (C,) or (A, B), among codebooks of (L, H).
 
-    All of them in their order where they fill the tokens exactly; else each alone that does.
+    All of them, in any order, where they fill the tokens exactly (a file may list the later codebook first); else each alone that
+    does.
     """
     count = math.prod(trailing)
     sizes = [levels * heads for levels, heads in shapes]
     if len(shapes) > 1 and len(trailing) < 2 and sum(sizes) == count:
-        starts = [sum(sizes[:at]) for at in range(len(sizes))]
-        return [[Place(at, start, *shape) for at, (start, shape) in enumerate(zip(starts, shapes, strict=True))]]
+        return [_in_order(order, shapes) for order in _orders(len(shapes))]
     found = []
     for at, (levels, heads) in enumerate(shapes):
         if levels * heads != count:
@@ -50,4 +54,19 @@ def places(trailing: tuple[int, ...], shapes: Sequence[tuple[int, int]]) -> list
             found.append([Place(at, 0, levels, heads)])
         if levels > 1 and heads > 1 and (len(trailing) < 2 or trailing == (heads, levels) != (levels, heads)):
             found.append([Place(at, 0, levels, heads, heads_first=True)])
+    return found
+
+
+def _orders(count: int) -> list[tuple[int, ...]]:
+    """Every order of a few codebooks; of many, the file's own and its reverse."""
+    plain = tuple(range(count))
+    return list(permutations(plain)) if count <= FEW else [plain, plain[::-1]]
+
+
+def _in_order(order: Sequence[int], shapes: Sequence[tuple[int, int]]) -> list[Place]:
+    found, start = [], 0
+    for at in order:
+        levels, heads = shapes[at]
+        found.append(Place(at, start, levels, heads))
+        start += levels * heads
     return found

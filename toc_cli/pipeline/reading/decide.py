@@ -206,7 +206,7 @@ def _settled(
             return right[0].fits[at], ""
         best = max((trial for trial in trials if trial is not None), key=lambda trial: trial.overall, default=None)
         return (best.fits[at] if best else fit), ""
-    return _by_figures(source, stream, ways, said)
+    return _by_figures(source, stream, ways)
 
 
 def _side(source: Source, stream: Stream, said: Said) -> str:
@@ -253,7 +253,7 @@ def _turned(stream: Stream, axis: int | None) -> Stream:
     return stream if axis in (None, stream.axis) else stream.along(axis)
 
 
-def _by_figures(source: Source, stream: Stream, ways: Sequence[Said], said: Said) -> tuple[Fit, str]:
+def _by_figures(source: Source, stream: Stream, ways: Sequence[Said]) -> tuple[Fit, str]:
     """The one way in which the codebook explains the features, where the others explain nothing."""
     made = []
     for way in ways:
@@ -262,8 +262,7 @@ def _by_figures(source: Source, stream: Stream, ways: Sequence[Said], said: Said
         made.append((signal_to_noise(form_for(source.full, fit), sample(turned, None, FIGURE_ROWS).x), way, fit))
     made.sort(key=lambda each: -each[0])
     (best, way, fit), *rest = made
-    base = said.changed(space="", channel_axis=-1)
-    told = ", ".join(f"{way.flags(base) if len(made) > 2 else _flag(way, made)} {db:.1f} dB" for db, way, _ in made)
+    told = ", ".join(f"{_flag(way, made)} {db:.1f} dB" for db, way, _ in made)
     shown = printable(source.book.shown, 120)
     if best >= CLEAR_DB and all(db < NOTHING_DB for db, _, _ in rest):
         taken = _flag(way, made)

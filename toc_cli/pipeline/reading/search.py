@@ -94,18 +94,17 @@ def open_choices(books: Books, said: Said, stream: Stream) -> dict[str, list[Any
 
 def layouts(books: Books, found: Sequence[Source], said: Said, stream: Stream) -> list[dict[str, Any]]:
     """Other orders of the axes of tables that no family knows, and heads that share one table."""
+    tables = {key: one for one in found for level in one.book.keys for key in level if key in books.ckpt.infos}
     result: list[dict[str, Any]] = []
-    keys = dict.fromkeys(
-        key for one in found if one.book.evidence == "assumed" for level in one.book.keys for key in level
-    )
-    for key in keys:
-        shape = books.ckpt.infos[key].shape if key in books.ckpt.infos else ()
-        orders = {2: ("KD", "DK"), 3: ("HKD", "LKD", "KHD", "KLD", "HDK", "LDK", "1DK", "DK1")}.get(len(shape), ())
-        named = {"codebook": key} if len(keys) > 1 and key else {}
-        for order in orders:
-            result.append({**named, "layout": order})
+    for key, one in tables.items():
+        shape = books.ckpt.infos[key].shape
+        named = {"codebook": key} if len(tables) > 1 and key else {}
+        known = {2: ("KD", "DK"), 3: ("HKD", "LKD", "KHD", "KLD", "HDK", "LDK", "1DK", "DK1")}.get(len(shape), ())
+        assumed = one.book.evidence == "assumed"
+        result += [{**named, "layout": order} for order in known if assumed]
+        for order in ("KD", "DK") if len(shape) == 2 else ("1KD",) if shape[:1] == (1,) else ():
             dim = shape[order.index("D")]
-            if len(shape) == 2 and stream.width > dim and stream.width % dim == 0:
+            if stream.width > dim and stream.width % dim == 0 and (assumed or order != "DK"):
                 result.append({**named, "layout": f"{order},H={stream.width // dim}"})
     return result[:24]
 

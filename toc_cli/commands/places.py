@@ -1,0 +1,51 @@
+"""What cannot be a place of ours, each kind with its own sentence, before anything is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from toc_cli.errors import InputError, UsageError
+from toc_cli.io.names import printable
+
+Value = TypeVar("Value", str, Path, list[str])
+
+TABLES = {".csv": "comma-separated text", ".tsv": "tab-separated text", ".parquet": "a Parquet table", ".mat": "a MATLAB file",
+          ".xlsx": "a spreadsheet", ".json": "JSON", ".jsonl": "JSON lines"}  # fmt: skip
+CONVERT = "Save the rows as .npy, .npz, .h5 or .safetensors, such as numpy.save('feats.npy', rows)."
+
+
+def place(value: Value) -> Value:
+    """Typer's callback for a path, or several: the value itself, or an error that says what helps instead."""
+    for text in value if isinstance(value, list) else [str(value)]:
+        path = text.partition("=")[2] or text
+        if path == "-":
+            raise UsageError(
+                "Standard input cannot be read here: files are read more than once.",
+                "Write it to a file, and name that.",
+            )
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path) and not Path(path).exists():
+            scheme = path.partition(":")[0].lower()
+            helps = (
+                "A hub name is written ORGANISATION/NAME."
+                if scheme in ("hf", "huggingface")
+                else "Download it, and name the file."
+            )
+            raise UsageError(f"{printable(path)} is an address ({scheme}:), and toc reads files.", helps)
+        if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", path) and not Path(path).exists():
+            raise UsageError(
+                f"{printable(path)} is a path of Windows, and this system has no drives.",
+                "Name it as this system does.",
+            )
+    return value
+
+
+def features(value: list[str]) -> list[str]:
+    """`place`, and tables that are no arrays."""
+    for text in place(value):
+        path = Path(text.partition("=")[2] or text)
+        if (kind := TABLES.get(path.suffix.lower())) and path.is_file():
+            raise InputError(f"{printable(path)} is {kind}, which toc does not read as features.", CONVERT)
+    return value
