@@ -61,7 +61,7 @@ def test_readme_names_no_option_that_is_not_there() -> None:
 def test_the_options_of_optimize_are_frozen() -> None:
     """The contract's flags: a change here is a change for users, and needs a CHANGELOG line."""
     assert options("optimize") == {
-        "--features", "--keep", "--criterion", "--weights", "--normalize", "--ratio", "--emit", "--fill", "--max-distortion",
+        "--features", "--keep", "--codes", "--criterion", "--weights", "--normalize", "--ratio", "--emit", "--fill", "--max-distortion",
         "--min-agreement", "--sweep", "--codebook", "--layout", "--metric", "--stack", "--assume",
         "--rows", "--table", "--scale", "--modality", "--channel-axis", "--space",
         "--limit", "--eval-rows",
@@ -70,10 +70,13 @@ def test_the_options_of_optimize_are_frozen() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["inspect", "optimize", "quantize", "decode", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "optimize", "quantize", "decode", "remap", "demo"])
 def test_examples_run_as_written(command: str, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "model.safetensors")
     make_features(tmp_path / "feats.h5")
+    if command == "remap":
+        assert toc("optimize", "model.safetensors", "--features", "feats.h5", "--codes", "0.5", cwd=tmp_path).code == 0
+        assert toc("quantize", "feats.h5", "--codebook", "model.safetensors", cwd=tmp_path).code == 0
     if command in ("quantize", "decode"):
         assert toc("optimize", "model.safetensors", "--features", "feats.h5", cwd=tmp_path).code == 0
     if command == "decode":

@@ -23,6 +23,7 @@ from toc_cli.commands import (
     inspect,
     optimize,
     quantize,
+    remap,
     report,
     train_fcid,
 )
@@ -47,6 +48,7 @@ for name, room, short in (
     ("optimize", optimize, "Score every dimension, keep the best, write and measure."),
     ("quantize", quantize, "Features to tokens (and vectors), streamed."),
     ("decode", decode, "Tokens to vectors."),
+    ("remap", remap, "Old tokens under the ids of fewer codes."),
     ("train-fcid", train_fcid, "Train FCID, or its baseline, on paired features."),
     ("evaluate", evaluate, "Test what codes carry across modalities, before and after."),
     ("report", report, "Draw run records, compare with a baseline, and gate."),

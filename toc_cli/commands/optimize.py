@@ -26,6 +26,13 @@ def optimize(
     keep: Annotated[
         str, typer.Option(help="Share (0.5, 50%), count (128) or auto: the smallest that meets the bounds below.")
     ] = "0.5",
+    codes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="used|N|share",
+            help="Keep fewer codes: drop those that no feature chooses (used), and merge near ones down to a count or share.",
+        ),
+    ] = None,
     criterion: Annotated[
         str,
         typer.Option(
@@ -107,7 +114,7 @@ def optimize(
     from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
 
     options = Options(
-        keep=keep, criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
+        keep=keep, codes=codes, criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,
         modalities=tuple(modality or ()), channel_axis=channel_axis, space=space, max_memory=parse_bytes(max_memory),

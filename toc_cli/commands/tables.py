@@ -171,6 +171,15 @@ def vectors_table(done: dict[str, Any]) -> Table:
     return table
 
 
+def remapped_table(done: dict[str, Any]) -> Table:
+    """What `toc remap` wrote, per dataset of tokens."""
+    table = _files(done, "dataset", "shape", "dtype", "rows", "rows with new ids")
+    for row in done["datasets"]:
+        shape = "x".join(map(str, row["shape"]))
+        table.add_row(name(row["name"]), shape, row["dtype"], f"{row['rows']:,}", f"{row['rows_with_new_ids']:,}")
+    return table
+
+
 def _files(done: dict[str, Any], *columns: str) -> Table:
     """A table under the name of the file that was written."""
     title = Text(f"{printable(done['output'])}")

@@ -5,8 +5,9 @@ Legend: N rows, L levels, H heads.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +123,9 @@ class TokenFile:
 
 def codebook_hash(ckpt: Checkpoint) -> str:
     """The SHA-256 of a lone file, and of the list of those of several."""
-    import hashlib
+    return joined_hash([sha256(path) for path in ckpt.files if not path.name.endswith("config.json")])
 
-    hashes = [sha256(path) for path in ckpt.files if path.name != "config.json"]
+
+def joined_hash(hashes: Sequence[str]) -> str:
+    """One hash of the files of a checkpoint, in their order."""
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

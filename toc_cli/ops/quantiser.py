@@ -258,6 +258,11 @@ class Quantiser:
         stored = [self._stored(code, level.codes) for code, level in zip(codes, self.levels, strict=True)]
         return self._with(stored, fill, rotation=rotation)
 
+    def recoded(self, tables: Sequence[torch.Tensor]) -> Quantiser:
+        """The same with other codes (H, K', D) per level."""
+        self._require_all_dimensions()
+        return self._with([self._stored(codes) for codes in tables], None)
+
     def masked(self, kept: torch.Tensor, fill: Array | None = None) -> Quantiser:
         """The same-shape form: every code holds `fill` (L, H, D) off the kept dimensions; the tokens are `pruned`'s."""
         codes = []

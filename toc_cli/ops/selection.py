@@ -31,30 +31,31 @@ def parse_keep(keep: str | float | int, dim: int) -> int | None:
     UsageError for anything else: zero, negative, a share above 1, more than `dim`, not a number.
     """
     text = str(keep).strip()
-    if text == "auto":
-        return None
+    hint = "Use a share (0.5 or 50%), a count (128) or auto."
+    return None if text == "auto" else parse_share("--keep", text, dim, hint)
+
+
+def parse_share(flag: str, text: str, whole: int, hint: str) -> int:
+    """A share or a count as a count of `whole`, for a flag. UsageError with `hint` for what is neither."""
+    text = text.strip()
     percent = text.endswith("%")
     digits = text.removesuffix("%").strip()
     if not _NUMBER.fullmatch(digits):
-        raise UsageError(f"--keep {text!r} is not a share or a count.", _KEEP_HINT)
+        raise UsageError(f"{flag} {text!r} is not a share or a count.", hint)
     value = Decimal(digits)
     if not percent and "." not in digits:
-        return _count(int(value), text, dim)
+        if value < 1:
+            raise UsageError(f"{flag} {text} keeps nothing.", hint)
+        if value > whole:
+            what = "dimensions" if flag == "--keep" else "codes"
+            raise UsageError(
+                f"{flag} {text} asks for more than the codebook's {whole} {what}.", f"Use at most {whole}."
+            )
+        return int(value)
     share = value / 100 if percent else value
     if not 0 < share <= 1:
-        raise UsageError(f"--keep {text} is a share outside (0, 1].", _KEEP_HINT)
-    return max(1, int((share * dim).to_integral_value(ROUND_HALF_UP)))
-
-
-_KEEP_HINT = "Use a share (0.5 or 50%), a count (128) or auto."
-
-
-def _count(count: int, text: str, dim: int) -> int:
-    if count < 1:
-        raise UsageError(f"--keep {text} keeps no dimension.", _KEEP_HINT)
-    if count > dim:
-        raise UsageError(f"--keep {text} asks for more than the codebook's {dim} dimensions.", f"Use at most {dim}.")
-    return count
+        raise UsageError(f"{flag} {text} is a share outside (0, 1].", hint)
+    return max(1, int((share * whole).to_integral_value(ROUND_HALF_UP)))
 
 
 def parse_ratio(text: str) -> tuple[int, int]:

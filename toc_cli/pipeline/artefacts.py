@@ -56,6 +56,8 @@ def _tensors(source: Source, census: Census, choice: Choice) -> dict[str, torch.
     }
     if choice.rotation is not None:
         tensors["rotation"] = choice.rotation if choice.rotation.shape[:2] != (1, 1) else choice.rotation[0, 0]
+    if source.codes is not None:
+        tensors |= _by_level("code_map", source.codes.cut.maps) | _by_level("code_ids", source.codes.cut.ids)
     for name in _LAYERS:
         tensors |= _layer(name, getattr(source.parts, name))
     for name in ("level_in", "level_out"):
@@ -100,6 +102,7 @@ def _description(source: Source, choice: Choice) -> dict[str, Any]:
         "num_codes": list(book.num_codes[:levels]),
         "dim": book.dim,
         "kept_dim": choice.count,
+        **({} if source.codes is None else {"codes": source.codes.about}),
         "norm_eps": parts.norm_in.eps if parts.norm_in else None,
     }
 

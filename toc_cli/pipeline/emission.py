@@ -11,13 +11,14 @@ import torch
 from toc_cli.errors import OutputError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
-from toc_cli.io.families import detect
+from toc_cli.io.families import detect, recode
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import edits, supported
 from toc_cli.io.names import printable
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Lookup, Quantiser
 from toc_cli.pipeline.choice import Choice
+from toc_cli.pipeline.codes import recoding
 from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.source import Fit as Fit
 from toc_cli.pipeline.source import Source, form_for, sources
@@ -40,6 +41,10 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode) -> Edits:
     """What `mode` changes in the whole file: the edits of every codebook, one upon the other."""
     so_far = Edits()
     for source, choice in chosen:
+        if source.codes is not None:
+            so_far = recode.recoded(ckpt, source.codes.before.book, mode, recoding(source), so_far)
+            if choice.count == source.full.dim and choice.rotation is None:
+                continue
         so_far = edits(
             ckpt,
             source.book,
@@ -75,7 +80,7 @@ def check_checkpoint(
     if len(books) != len(chosen):
         raise OutputError(f"{target.name} holds {len(books)} codebooks, {len(chosen)} went in.", "Please report this.")
     for (_, choice), found, (fit, x) in zip(chosen, sources(after, books), samples, strict=True):
-        wanted = _wanted(choice, mode, fit, chosen, found.id)
+        wanted = _wanted(chosen[found.id][0], choice, mode, fit, x)
         disagree = _differences(found.full, wanted, mode, choice, fit, x)
         if disagree:
             raise OutputError(
@@ -84,17 +89,23 @@ def check_checkpoint(
             )
 
 
-def _wanted(choice: Choice, mode: Mode, fit: Fit, chosen: Chosen, id: int) -> Quantiser:
-    return form_for(chosen[id][0].full if mode == "consumer" else choice.form, fit)
+def _wanted(source: Source, choice: Choice, mode: Mode, fit: Fit, x: torch.Tensor) -> Lookup:
+    """The tokens that a form gives: new ids where its table has fewer codes, old ones where copies stand for dropped codes."""
+    found = form_for(source.full if mode == "consumer" else choice.form, fit).lookup(x)
+    if source.codes is None or mode != "masked":
+        return found
+    heads = torch.arange(found.tokens.shape[2])
+    old = [ids[heads, found.tokens[:, at]] for at, ids in enumerate(source.codes.cut.ids)]
+    return Lookup(torch.stack(old, 1), found.near_tie)
 
 
-def _differences(found: Quantiser, wanted: Quantiser, mode: Mode, choice: Choice, fit: Fit, x: torch.Tensor) -> int:
+def _differences(found: Quantiser, wanted: Lookup, mode: Mode, choice: Choice, fit: Fit, x: torch.Tensor) -> int:
     """Rows whose tokens differ though no near tie excuses it."""
     side = form_for(found, fit)
     given = x
     if mode == "sliced" and not fit.projected:
         given = _in_kept_space(choice, x)
-    return _wrong_rows(side.tokens(given), wanted.lookup(x))
+    return _wrong_rows(side.tokens(given), wanted)
 
 
 def _wrong_rows(tokens: torch.Tensor, expected: Lookup) -> int:
@@ -131,7 +142,7 @@ def verify_in_library(
     after = open_checkpoint(target)
     book = detect(after, **options.reading)[id]
     fit, x = sample
-    wanted = form_for(source.full if mode == "consumer" else choice.form, fit).lookup(x)
+    wanted = _wanted(source, choice, mode, fit, x)
     given = _in_kept_space(choice, x) if mode == "sliced" and not fit.projected else x
     done = run(target, book, given, inner=not fit.projected and source.full.project_in is not None)
     differ = _wrong_rows(done.tokens, wanted)

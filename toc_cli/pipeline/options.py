@@ -37,6 +37,8 @@ class Options:
     weights: tuple[float, float] = (0.7, 0.3)
     """(similarity, variance)."""
     normalize: Literal["none", "l2"] = "none"
+    codes: str | None = None
+    """`used`, a share or a count of the codes that stay; None: all."""
     ratio: str | None = None
     """`MAX:MIN`: the share of D' from either end of the ranking."""
     codebook: str | tuple[str, ...] | None = None

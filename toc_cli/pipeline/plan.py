@@ -27,6 +27,7 @@ from toc_cli.pipeline.artefacts import as_artefact
 from toc_cli.pipeline.auto import Auto, candidates
 from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice
+from toc_cli.pipeline.codes import code_warning, recode
 from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
@@ -88,11 +89,14 @@ class Plan:
         """What the owner of a sliced file without a config must write in the model's constructor, per codebook."""
         if self.checkpoint.config is not None:
             return []
-        return [
-            study.source.book.load_hint(choice.count)
-            for study, choice in self.chosen
-            if study.source.book.load_hint is not None
-        ]
+        hints = []
+        for study, choice in self.chosen:
+            book, codes = study.source.book, study.source.codes
+            if book.load_hint is not None and choice.count < study.full.dim:
+                hints.append(book.load_hint(choice.count))
+            if codes is not None:
+                hints.append(f"{codes.about['after'][0]} codes in place of {codes.about['before'][0]}")
+        return hints
 
     @property
     def searches(self) -> list[str]:
@@ -235,21 +239,30 @@ def plan_optimization(
     preflight(ckpt, studies, outputs)
     studies = [replace(study, criteria=candidates(ckpt, study)) for study in studies]
     hashes = hash_inputs(ckpt, opened, ranks)
+    if options.codes is not None:
+        studies = recode(studies)
     count_usage(studies)
     counted = time.perf_counter()
     chosen, curves, accounts = _choices(studies)
     if outputs is not None:
-        wanted = [Wanted(study.source, choice.count, choice.rotation is not None) for study, choice in chosen]
+        wanted = [
+            Wanted(study.source, choice.count, choice.rotation is not None, study.source.codes is not None)
+            for study, choice in chosen
+        ]
         refuse_impossible(ckpt, wanted, outputs.checkpoints)
     entries = [
         {**_entry(curve, choice), "forms": forms_of(ckpt, study.source, choice), "auto": account, **known}
         for curve, (study, choice), account, known in zip(curves, chosen, accounts, reading.evidence, strict=True)
     ]
+    recoded = [(study.source, entry) for (study, _), entry in zip(chosen, entries, strict=True) if study.source.codes]
+    for source, entry in recoded:
+        entry["codes"] = source.codes.about if source.codes else None
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
     opened.refuse_changes()
     met = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
     read = [describe(stream) for stream in met.values()]
     aside = [warning for study, choice in chosen for warning in off_centre(study, choice)]
+    aside += [code_warning(source) for source, _ in recoded]
     captured = of_another_checkpoint(met.values(), inputs)
     warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unexplained(entries)]
     record = run_record(options, inputs, read, warnings, entries)

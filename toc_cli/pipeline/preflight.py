@@ -10,14 +10,15 @@ import torch
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families import detect
+from toc_cli.io.families import detect, recode
 from toc_cli.io.families.base import Mode
-from toc_cli.io.families.emit import supported
+from toc_cli.io.families.emit import MODES, supported
 from toc_cli.io.names import printable
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import inexact_mean
+from toc_cli.pipeline.codes import refuse_codes
 from toc_cli.pipeline.curve import parse_sweep
 from toc_cli.pipeline.options import AUTO, Options
 from toc_cli.pipeline.outputs import Outputs
@@ -33,6 +34,8 @@ def refuse_options(source: Source, options: Options) -> None:
     if options.sweep:
         parse_sweep(options.sweep, source.full.dim)
     _refuse_criterion(source, options.criterion)
+    if options.codes is not None:
+        refuse_codes(source, options.codes, options.emit)
     if options.fill == "mean" and (source.book.zero_fill or source.full.metric == "cosine" or source.full.unit_vectors):
         raise inexact_mean(source)
 
@@ -48,8 +51,16 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
         refuse_alone(study, study.options.criterion)
     if outputs is None:
         return
+    if any(study.options.codes is not None for study in studies):
+        _refuse_code_forms(ckpt, [study.source for study in studies], outputs.checkpoints)
     wanted = [
-        Wanted(study.source, parse_keep(study.options.keep, study.full.dim), _rotates(study)) for study in studies
+        Wanted(
+            study.source,
+            parse_keep(study.options.keep, study.full.dim),
+            _rotates(study),
+            study.options.codes is not None,
+        )
+        for study in studies
     ]
     refuse_impossible(ckpt, wanted, outputs.checkpoints)
     for study, each in zip(studies, wanted, strict=True):
@@ -89,11 +100,31 @@ class Wanted:
     source: Source
     count: int | None
     rotated: bool
+    recoded: bool = False
+    """Whether codes are cut as well: then a form may leave the dimensions alone."""
+
+    @property
+    def codes_alone(self) -> bool:
+        """Whether the dimensions stay as they are."""
+        return self.recoded and self.count == self.source.full.dim and not self.rotated
+
+
+def _refuse_code_forms(ckpt: Checkpoint, sources: Sequence[Source], modes: Sequence[Mode]) -> None:
+    """UsageError for a form that cannot hold fewer codes."""
+    for source in sources:
+        reasons = {mode: recode.refusal(ckpt, source.book, mode) for mode in MODES}
+        for mode in modes:
+            if reasons[mode]:
+                fine = [mode for mode, reason in reasons.items() if not reason]
+                raise UsageError(
+                    f"--emit {mode} is not possible for {printable(source.book.shown)} with --codes: {reasons[mode]}.",
+                    f"Possible here: {', '.join(fine)}.",
+                )
 
 
 def refuse_impossible(ckpt: Checkpoint, wanted: Sequence[Wanted], modes: Sequence[Mode]) -> None:
     """UsageError with the family's sentence for a mode that some codebook cannot take."""
-    for each in wanted:
+    for each in (one for one in wanted if not one.codes_alone):
         offered = supported(ckpt, each.source.book, each.count, rotated=each.rotated)
         for mode in modes:
             if offered[mode]:
@@ -103,7 +134,7 @@ def refuse_impossible(ckpt: Checkpoint, wanted: Sequence[Wanted], modes: Sequenc
                     f"Possible here: {', '.join(fine)}.",
                 )
     if "sliced" in modes:
-        _refuse_half_cuts(ckpt, wanted)
+        _refuse_half_cuts(ckpt, [one for one in wanted if not one.codes_alone])
 
 
 def _refuse_half_cuts(ckpt: Checkpoint, wanted: Sequence[Wanted]) -> None:

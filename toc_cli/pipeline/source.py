@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Parts
 from toc_cli.io.features import Features, Stream
 from toc_cli.io.names import printable
+from toc_cli.ops.codes import CodeCut
 from toc_cli.ops.quantiser import Quantiser, quantiser
 from toc_cli.ops.scores import check_codes
 
@@ -25,6 +27,18 @@ class Source:
     parts: Parts
     full: Quantiser
     """With the projection in, where the codebook has one."""
+    codes: Recoded | None = None
+    """What `--codes` has cut; all else is then of the codes that are left."""
+
+
+@dataclass(frozen=True)
+class Recoded:
+    """Codes that were cut, beside the source as it came."""
+
+    before: Source
+    cut: CodeCut
+    about: Mapping[str, Any]
+    """The record's `codes`."""
 
 
 @dataclass(frozen=True)

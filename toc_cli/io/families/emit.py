@@ -8,7 +8,7 @@ The reduced code is P^T e; what stands for it in full width is P P^T e + (I - P 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -177,7 +177,7 @@ def edits(
         )
     edit = _Edit(ckpt, codebook, where, on or Edits())
     {"codebook": lambda: None, "masked": edit.masked, "sliced": edit.sliced, "consumer": edit.consumer}[mode]()
-    edit.keep_sharing()
+    edit.tensors = keep_sharing(ckpt, edit.tensors, edit.on)
     return edit.result(mode)
 
 
@@ -193,19 +193,7 @@ class _Edit:
         return self.tensors[key] if key in self.tensors else self.ckpt.get(key)
 
     def sites(self, *roles: str) -> Iterator[Site]:
-        """The sites of some roles, in the codebook itself and in each of its copies."""
-        for site in self.codebook.sites:
-            if site.role in roles:
-                yield site
-        for copy in self.codebook.copies:
-            for site in self.codebook.sites:
-                key = copy_key(self.ckpt, self.codebook.root, copy, site.key)
-                if site.role in roles and key:
-                    names = {
-                        name: copy_key(self.ckpt, self.codebook.root, copy, getattr(site, name))
-                        for name in ("counts", "bias")
-                    }
-                    yield Site(**{**site.__dict__, **names, "key": key})
+        return sites_of(self.ckpt, self.codebook, *roles)
 
     def masked(self) -> None:
         values = self.space.constant
@@ -320,27 +308,6 @@ class _Edit:
         direction = torch.where(size > 0, weight, torch.ones_like(weight))
         self.tensors[site.key] = direction.to(stored.dtype).contiguous()
 
-    def keep_sharing(self) -> None:
-        """Tensors that share one storage in the file, with the same content, get the same edit."""
-        infos = self.ckpt.infos
-        mine = [
-            key
-            for key in self.tensors
-            if key in infos and key not in self.on.tensors and infos[key].storage is not None
-        ]
-        shared: dict[tuple[object, ...], list[str]] = {}
-        for info in infos.values():
-            shared.setdefault((info.storage, info.shape), []).append(info.key)
-        done: set[str] = set()
-        for key in mine:
-            if key not in done:
-                group = shared[infos[key].storage, infos[key].shape]
-                same = [
-                    other for other in group if other == key or torch.equal(self.ckpt.get(other), self.ckpt.get(key))
-                ]
-                self.tensors.update(dict.fromkeys(same, self.tensors[key]))
-                done.update(same)
-
     def result(self, mode: Mode) -> Edits:
         """The tensors, and what the sliced form changes in the configuration."""
         codebook, kept = self.codebook, self.space.kept
@@ -374,6 +341,36 @@ def _optimizer_refusal(ckpt: Checkpoint, codebook: Codebook, rotated: bool) -> s
     if rotated and any(state.found.values()):
         return "the second moments of the optimizer state in the file cannot be rotated"
     return ""
+
+
+def sites_of(ckpt: Checkpoint, codebook: Codebook, *roles: str) -> Iterator[Site]:
+    """The sites of some roles, in the codebook itself and in each of its copies."""
+    for site in codebook.sites:
+        if site.role in roles:
+            yield site
+    for copy in codebook.copies:
+        for site in codebook.sites:
+            key = copy_key(ckpt, codebook.root, copy, site.key)
+            if site.role in roles and key:
+                names = {name: copy_key(ckpt, codebook.root, copy, getattr(site, name)) for name in ("counts", "bias")}
+                yield Site(**{**site.__dict__, **names, "key": key})
+
+
+def keep_sharing(ckpt: Checkpoint, tensors: Mapping[str, torch.Tensor], on: Edits) -> dict[str, torch.Tensor]:
+    """The edited tensors and, where the file has others that share their storage with the same content, the same edit of those."""
+    infos, found = ckpt.infos, dict(tensors)
+    mine = [key for key in tensors if key in infos and key not in on.tensors and infos[key].storage is not None]
+    shared: dict[tuple[object, ...], list[str]] = {}
+    for info in infos.values():
+        shared.setdefault((info.storage, info.shape), []).append(info.key)
+    done: set[str] = set()
+    for key in mine:
+        if key not in done:
+            group = shared[infos[key].storage, infos[key].shape]
+            same = [other for other in group if other == key or torch.equal(ckpt.get(other), ckpt.get(key))]
+            found.update(dict.fromkeys(same, tensors[key]))
+            done.update(same)
+    return found
 
 
 def copy_key(ckpt: Checkpoint, root: str, copy: str, key: str | None) -> str | None:
