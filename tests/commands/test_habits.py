@@ -54,7 +54,7 @@ def test_the_options_of_optimize_stand_in_groups() -> None:
         ((*RUN[:3], "-"), 2, "files are read more than once"),
         ((*RUN[:3], "rows.csv"), 3, "rows.csv is comma-separated text, which toc does not read as features.\nSave the rows as .npy"),
         ((*RUN[:3], "x=https://host/feats.h5"), 2, "is an address (https:), and toc reads files.\nDownload it"),
-        (("inspect", "hf://org/model"), 2, "A hub name is written ORGANISATION/NAME."),
+        (("inspect", "huggingface://org/model"), 2, "A hub name is written ORGANISATION/NAME"),
         (("--log-level", "loud", "inspect", "model.safetensors"), 2, "loud"),
     ],
 )  # fmt: skip

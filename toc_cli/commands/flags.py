@@ -14,7 +14,7 @@ Checkpoint = Annotated[
     typer.Argument(
         callback=place,
         metavar="CHECKPOINT",
-        help="safetensors (also sharded), Hugging Face folder, .pt/.pth/.ckpt/.bin/.th, npz, npy, h5, faiss or .toc.safetensors.",
+        help="A file (safetensors, torch, numpy, HDF5, joblib, GGUF, ONNX, faiss, …), a model's folder, or its hub name org/name.",
     ),
 ]
 Features = Annotated[

@@ -109,6 +109,7 @@ def optimize(
     from toc_cli.commands.page import refuse_page, write_page
     from toc_cli.commands.settings import used
     from toc_cli.commands.tables import plan_parts
+    from toc_cli.io.hub import here
     from toc_cli.media import holds_media
     from toc_cli.pipeline import Options, Outputs, plan_optimization
     from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
@@ -123,6 +124,7 @@ def optimize(
         settings=used(context),
     )  # fmt: skip
     sink = Output(as_json, quiet)
+    checkpoint = here(checkpoint)
     outputs = Outputs(
         checkpoint, options.emit, output, force, planned=dry_run, verify=verify, data=data, samples=not no_samples
     )

@@ -26,11 +26,11 @@ def place(value: Value) -> Value:
                 "Standard input cannot be read here: files are read more than once.",
                 "Write it to a file, and name that.",
             )
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path) and not Path(path).exists():
-            scheme = path.partition(":")[0].lower()
+        scheme = path.partition(":")[0].lower()
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path) and scheme != "hf" and not Path(path).exists():
             helps = (
-                "A hub name is written ORGANISATION/NAME."
-                if scheme in ("hf", "huggingface")
+                "A hub name is written ORGANISATION/NAME, or hf://ORGANISATION/NAME."
+                if scheme == "huggingface"
                 else "Download it, and name the file."
             )
             raise UsageError(f"{printable(path)} is an address ({scheme}:), and toc reads files.", helps)

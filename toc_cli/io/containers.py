@@ -114,6 +114,11 @@ FEATURES = "toc_cli.io.features."
 
 CONTAINERS: tuple[Container, ...] = (
     Container(
+        "hub cache",
+        lambda head: head.is_folder and {"snapshots", "refs"} <= head.entries,
+        checkpoint=CHECKPOINT + "folder:cached_model",
+    ),
+    Container(
         "torch.distributed",
         lambda head: (
             head.is_folder and ".metadata" in head.entries and any(n.endswith(".distcp") for n in head.entries)

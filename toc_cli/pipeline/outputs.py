@@ -124,5 +124,8 @@ def stem_and_extension(checkpoint: Path) -> tuple[Path, str]:
             return checkpoint.with_name(checkpoint.name.removesuffix(ending)), SUFFIX if ending == SUFFIX else ""
     if os.path.isdir(checkpoint):
         whole = checkpoint.resolve() if checkpoint.name in ("", "..") else checkpoint
+        cache = whole.parent.parent
+        if whole.parent.name == "snapshots" and cache.name.startswith("models--"):
+            whole = whole.with_name(cache.name.rpartition("--")[2])  # a snapshot is called by a hash
         return whole, ""
     return checkpoint.with_suffix(""), checkpoint.suffix

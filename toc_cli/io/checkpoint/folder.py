@@ -68,6 +68,18 @@ class Folder(Checkpoint):
         self._inner.close()
 
 
+def cached_model(path: Path) -> Folder:
+    """A model's folder in a Hugging Face cache: the snapshot that `refs/main` names, or the only one."""
+    snapshots = sorted(entry for entry in (path / "snapshots").iterdir() if entry.is_dir())
+    main = path / "refs" / "main"
+    named = main.read_text(errors="replace")[:100].strip() if main.is_file() else ""
+    chosen = [entry for entry in snapshots if entry.name == named] or snapshots
+    if len(chosen) != 1:
+        names = ", ".join(printable(entry.name, 40) for entry in chosen[:5]) or "none"
+        raise InputError(f"{printable(path)} holds {len(chosen)} snapshots ({names}).", "Name one of them.")
+    return Folder(chosen[0])
+
+
 def weights_of(folder: Path) -> Path:
     """The weights file (or index) of a folder. InputError if there is none, or more than one without a usual name."""
     for name in USUAL:
