@@ -85,6 +85,8 @@ class FaissIndex(Checkpoint):
         elif fourcc in GRAPHS:
             self._graph(file)
             self._index(file, prefix, depth + 1)
+            if not prefix:
+                self._tell(fourcc=fourcc)  # the graph is what the index is; its vectors are only stored
         elif fourcc in ("IxMp", "IxM2", "IxRF"):  # numbered, or refined by an index behind this one
             self._index(file, prefix, depth + 1)
         elif fourcc == "IxPT":

@@ -51,10 +51,10 @@ METRICS = tuple(name for name in get_args(Metric) if name != "logits")
 class Undecided(InputError):
     """Numbered tables of which the file does not say how they belong together; `detect(stack=…)` takes the answer."""
 
-    def __init__(self, book: Codebook) -> None:
+    def __init__(self, ckpt: Checkpoint, book: Codebook) -> None:
         shown = f"{printable(book.shown)} ({book.levels if book.heads == 1 else book.heads} tables of {book.dim} dimensions)"
         super().__init__(
-            f"The file does not say how {shown} belong together.",
+            f"{printable(ckpt.path.name)} does not say how {shown} belong together.",
             "Add --stack residual (each quantises what the former left), product (heads side by side) or independent;"
             " --codebook KEY takes one.",
         )
@@ -131,7 +131,7 @@ def detect(
     found = _named(seen, keys, layout, how is not None) if keys else _claimed(seen)
     if not found:
         raise _nothing(seen)
-    found = [with_metric(book, chosen) for one in found for book in _restacked(one, cast("Stack | None", how))]
+    found = [with_metric(book, chosen) for one in found for book in _restacked(seen, one, cast("Stack | None", how))]
     found = [with_rows(with_table(seen, one, table), rows) for one in found]
     return [_with_evidence(scaled.finished(ckpt, seen, one, scale), assume) for one in found]
 
@@ -142,12 +142,12 @@ def _offered(flag: str, value: str | None, known: tuple[str, ...]) -> str | None
     return value
 
 
-def _restacked(one: Codebook, how: Stack | None) -> list[Codebook]:
+def _restacked(ckpt: Checkpoint, one: Codebook, how: Stack | None) -> list[Codebook]:
     """The codebooks that numbered tables are under an answer; `Undecided` without one."""
     if one.restack is None:
         return [one]
     if how is None:
-        raise Undecided(one)
+        raise Undecided(ckpt, one)
     return [replace(book, root=one.root, copies=one.copies) for book in one.restack(how)]
 
 

@@ -58,8 +58,10 @@ ENCODERS = r"(?:.*\.)?(?:feature_projection\.projection|masked_spec_embed|mask_e
 def reason(ckpt: Checkpoint) -> str | None:
     """The sentence for a file known to hold no codebook; None for an unknown one."""
     parts = sections(ckpt)
+    if ckpt.container == "faiss":
+        return _index(ckpt)
     if not any(list(part) for part in parts):
-        return _index(ckpt) if ckpt.container == "faiss" else EMPTY
+        return EMPTY
     for part in parts:
         said = _lookup_free(ckpt, part) or _markers(part) or _network(part) or _grid(ckpt, part) or _tables(part)
         if said:

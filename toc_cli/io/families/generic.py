@@ -24,7 +24,8 @@ _STEMS = r"(?:\w*quantizer?|vq\w*|\w*codebooks?|\w*quantization\w*)"
 _TABLES = r"(?:code_?books?|embeddings?|embed|centroids?|codes|codevectors|emb)"
 NAMES = (
     rf"(?:.*\.)?{_STEMS}\.(?:.*\.)?{_TABLES}(?:\.weight)?",
-    rf"(?:.*\.)?{_STEMS}\.(?:\d+\.)?(?:weight|codebook\.embed|_codebook\.embed)",
+    rf"(?:.*\.)?{_STEMS}\.(?:\d+\.)?_?codebook\.embed",
+    r"(?:.*\.)?\w*codebooks?\.(?:\d+\.)?weight",
     r"(?:.*\.)?(?:layers|levels|quantizers|stages|heads|groups)\.\d+\.(?:code_?book|embedding|centroids?|_?codebook\.embed)(?:\.weight)?",
     r"(?:.*\.)?(?:code_?books?|codevectors|centroids?|code_?book_vectors)(?:[._]?\d+)?(?:\.weight)?",
 )
@@ -119,6 +120,8 @@ def is_table(info: TensorInfo) -> bool:
 def _bare(ckpt: Checkpoint) -> list[Codebook]:
     """The only array of a file, or arrays that differ in a number alone."""
     tables = [info for info in ckpt.infos.values() if is_table(info)]
+    if ckpt.container.startswith("npy ") and any(ckpt.infos):
+        return []  # an object array holds other things, not codes
     if len(ckpt.infos) == len(tables) == 1:
         return [table(ckpt, tables[0].key)]
     stems: dict[str, list[TensorInfo]] = {}
@@ -206,6 +209,11 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
     if not info.dtype.is_floating_point or len(info.shape) < 2:
         raise InputError(
             f"{printable(key)} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors."
+        )
+    if not layout and re.search(r"[./]vars[./]\d+$", key):
+        raise InputError(
+            f"{printable(key)} {tuple(info.shape)} is a variable of Keras, which does not say which axis holds the codes.",
+            f"Add --codebook {printable(key)} --layout DK (dimensions first, as in its VQ-VAE example) or KD.",
         )
     counted, averages = None, None
     for part in sections(ckpt):
