@@ -193,6 +193,7 @@ CONTAINERS: tuple[Container, ...] = (
         lambda head: _member(head, r".*/data\.pkl") or head.start.startswith(LEGACY_TORCH),
         (".pt", ".pth", ".ckpt", ".bin", ".th"),
         checkpoint=CHECKPOINT + "torch_file:TorchFile",
+        features=FEATURES + "torch_tensors:torch_sources",
         shard=True,
     ),
     Container(
@@ -302,6 +303,10 @@ CONTAINERS: tuple[Container, ...] = (
         _is_pickle,
         (".joblib", ".pkl", ".pickle"),
         checkpoint=CHECKPOINT + "pickled:PickleFile",
+        no_features=(
+            "is a Python pickle, which can run code when it is opened, not features",
+            "Where you trust it, save its arrays: np.savez(path, *arrays), or a folder with one .npy each.",
+        ),
     ),
     Container(
         "nemo",
@@ -339,17 +344,75 @@ CONTAINERS: tuple[Container, ...] = (
         "tar",
         lambda head: head.start[257:262] == b"ustar",
         (".tar",),
+        features=FEATURES + "tar:tar_sources",
         unread=("is a tar archive (torch before 0.1.10, or plain)", "Save it again with torch.save."),
     ),
+    Container(
+        "Kaldi archive",
+        lambda head: bool(re.match(rb"[^\s\0]{1,4096} \0B", head.start)),
+        (".ark",),
+        features=FEATURES + "kaldi:ark_sources",
+        unread=("is a Kaldi archive of features, not a checkpoint", "Give it as --features."),
+    ),
+    Container(
+        "Kaldi list",
+        lambda head: head.path.suffix == ".scp",
+        (".scp",),
+        features=FEATURES + "kaldi:scp_sources",
+        unread=("is a Kaldi list of features, not a checkpoint", "Give it as --features."),
+    ),
+    Container(
+        "Parquet",
+        lambda head: head.start.startswith(b"PAR1"),
+        (".parquet",),
+        features=FEATURES + "columns:parquet_sources",
+        unread=("is a Parquet table, not a checkpoint", "Give it as --features."),
+    ),
+    Container(
+        "Arrow",
+        lambda head: head.start.startswith(b"ARROW1") or head.path.suffix in (".arrow", ".feather"),
+        (".arrow", ".feather"),
+        features=FEATURES + "columns:arrow_sources",
+        unread=("is an Arrow table, not a checkpoint", "Give it as --features."),
+    ),
+    Container(
+        "MATLAB",
+        lambda head: head.start.startswith(b"MATLAB 7.3 MAT-file"),
+        (".mat",),
+        features=FEATURES + "matlab:matlab_sources",
+        unread=("is a MATLAB file of arrays, not a checkpoint", "Give it as --features, or save the codes as .npy."),
+    ),
+    Container(
+        "old MATLAB",
+        lambda head: head.start.startswith(b"MATLAB 5.0 MAT-file"),
+        unread=("is a MATLAB file of before version 7.3", "Save it again in MATLAB: save(name, '-v7.3')."),
+        no_features=("is a MATLAB file of before version 7.3", "Save it again in MATLAB: save(name, '-v7.3')."),
+    ),
 )
+
+
+def _recognised(head: Head) -> Container | None:
+    return next((container for container in CONTAINERS if container.recognise(head)), None)
+
+
+def open_features_file(path: Path) -> dict[str, Any]:
+    """Every number array of a features file, by key. InputError for a file that is missing, damaged, or holds none."""
+    head = Head(path)
+    found = _recognised(head)
+    if found is None:
+        raise InputError(
+            f"{head.shown} is no features file that toc reads (it starts with {head.start[:8]!r}).",
+            f"Features are in {', '.join(sorted(feature_suffixes()))}; a table of text: np.save('x.npy', np.loadtxt(path)).",
+        )
+    return found.open_features(path)
 
 
 def container_of(path: Path) -> Container:
     """The row of a file or a folder. InputError for a path that is missing, damaged, or in no container of the table."""
     head = Head(path)
-    for container in CONTAINERS:
-        if container.recognise(head):
-            return container
+    found = _recognised(head)
+    if found is not None:
+        return found
     endings = "/".join(dict.fromkeys(s for row in CONTAINERS if row.checkpoint for s in row.suffixes))
     raise InputError(
         f"{head.shown} is in no container that toc reads (it starts with {head.start[:8]!r}).",
@@ -380,5 +443,6 @@ def checkpoint_suffixes() -> frozenset[str]:
 
 
 def feature_suffixes() -> frozenset[str]:
-    """Endings of the files that may hold features."""
-    return frozenset(suffix for row in CONTAINERS if row.features for suffix in row.suffixes)
+    """Endings of the files that may hold features, also where a folder holds checkpoints beside them."""
+    endings = {suffix for row in CONTAINERS if row.features for suffix in row.suffixes}
+    return frozenset(endings - {".ckpt", ".bin", ".th"})

@@ -50,7 +50,8 @@ class TorchFile(Checkpoint):
             names = ", ".join(printable(name, 80) for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
             left_out = f"{printable(path)} also holds Python objects ({names})"
             self.read_only = f"{left_out}, which were not loaded and cannot be written back."
-        self._arrays: dict[str, Strided] = {}
+        self.arrays: dict[str, Strided] = {}
+        """By key; nothing of them is read."""
         self._places: dict[str, tuple[Hashable, ...]] = {}
         self._value_places: dict[tuple[str, ...], tuple[Hashable, ...]] = {}
         for place, leaf in leaves(tree):
@@ -76,7 +77,7 @@ class TorchFile(Checkpoint):
             raise InputError(f"{printable(self.path)} has two tensors of the name {printable(info.key)!r}.")
         self.infos[info.key] = info
         self._places[info.key] = place
-        self._arrays[info.key] = leaf
+        self.arrays[info.key] = leaf
 
     def get(self, key: str) -> torch.Tensor:
         info = self.require(key)
@@ -84,7 +85,7 @@ class TorchFile(Checkpoint):
         if info.nbytes > max(SMALL, self._size):
             raise InputError(f"{where} claims shape {info.shape}, more than the whole file holds.")
         try:
-            return self._arrays[key].tensor()
+            return self.arrays[key].tensor()
         except InputError as error:
             raise InputError(f"{where}: {error.what}", error.hint) from None
         except OSError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from toc_cli.errors import UsageError
-from toc_cli.io.containers import container_of, feature_suffixes
+from toc_cli.io.containers import feature_suffixes, open_features_file
 from toc_cli.io.features.collection import Features
 from toc_cli.io.features.grouping import Entry, Group, groups
 from toc_cli.io.features.labels import LabelSet
@@ -88,14 +88,10 @@ def _entries(
     entries = [
         Entry(place, key, source)
         for place in found
-        for key, source in with_starts(place.path, open_sources(place.path)).items()
+        for key, source in with_starts(place.path, open_features_file(place.path)).items()
     ]
-    return entries, list(dict.fromkeys(place.path for place in found))
-
-
-def open_sources(path: Path) -> dict[str, Source]:
-    """Every number array of a features file, by key ("" for .npy). InputError as in `open_checkpoint`."""
-    return container_of(path).open_features(path)
+    lists = (entry.source.path for entry in entries if entry.source.path != Path())
+    return entries, list(dict.fromkeys([*(place.path for place in found), *lists]))
 
 
 def _in_memory(array: Array) -> Source:

@@ -47,7 +47,17 @@ def places(argument: str | Path, suffixes: frozenset[str]) -> list[Place]:
     UsageError for an argument that names nothing; InputError for a folder, a glob or a list without features.
     """
     name, text = named(argument)
-    return _places(name, text, suffixes)
+    found = _places(name, text, suffixes)
+    for place in found:
+        if place.path.suffix.lower() in MEDIA:
+            raise _media(place.path, "is a picture or sound")
+    return found
+
+
+def _media(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{printable(path)} {what}, not features.", "Run a model over it: toc capture MODEL FOLDER -o feats.h5."
+    )
 
 
 def _places(name: str, text: str, suffixes: frozenset[str]) -> list[Place]:
@@ -92,16 +102,15 @@ def _below(folder: Path, suffixes: frozenset[str]) -> list[Path]:
         if len(found) > FILE_LIMIT:
             raise InputError(f"{printable(folder)} holds more than {FILE_LIMIT:,} files.", "Name a folder in it.")
     if not found and other & MEDIA:
-        raise InputError(
-            f"{printable(folder)} holds pictures or sound, not features.",
-            "Run a model over it: toc capture MODEL FOLDER -o feats.h5.",
-        )
+        raise _media(folder, "holds pictures or sound")
     if not found:
         seen = ", ".join(printable(ending, 20) for ending in sorted(other - {""})[:6])
         raise InputError(
             f"{printable(folder)} is a folder without features" + (f" (it holds {seen})." if seen else "."),
             f"Features are in {', '.join(sorted(suffixes))}.",
         )
+    if any(path.suffix == ".scp" for path in found):  # it names the archives beside it
+        found = [path for path in found if path.suffix != ".ark"]
     return sorted(found, key=lambda path: natural(str(path)))
 
 

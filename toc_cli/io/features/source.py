@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -59,6 +60,8 @@ class Source(ABC):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     """As stored; bfloat16 shows as float32, into which it is widened."""
+    path: Path = Path()
+    """The file that holds it; the empty path in memory."""
     bounds: np.ndarray | None = None
     """(U + 1,) first row of each unit (utterance, clip) and the number of rows, where the file says."""
 
@@ -80,9 +83,9 @@ class Reader(ABC):
     """An array of a pass; used by one thread."""
 
     def __init__(self, shape: tuple[int, ...], axis: int) -> None:
-        self.shape, self.axis = shape, axis
-        self.lead = tuple(n for i, n in enumerate(shape) if i != axis)
-        self.width = shape[axis] if shape else 1
+        self.shape, self.axis = shape or (1,), axis
+        self.lead = tuple(n for i, n in enumerate(self.shape) if i != axis)
+        self.width = self.shape[axis]
 
     @abstractmethod
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
@@ -143,7 +146,7 @@ class ArrayRows(Reader):
 
     def __init__(self, source: ArraySource, axis: int) -> None:
         super().__init__(source.shape, axis)
-        self._array = source.array
+        self._array = np.atleast_1d(source.array)
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         for index, begin, end in self.slabs(start, stop):
