@@ -196,7 +196,8 @@ def test_matlab_matrices_have_their_axes_back(tmp_path: Path) -> None:
 
 def test_sentences_talk_of_features(tmp_path: Path) -> None:
     cases = {
-        "x.csv": (b"1.0,2.0\n", r"no features file.*np\.loadtxt"),
+        "x.csv": (b"1.0,2.0\n", r"text file, not features.*np\.loadtxt"),
+        "x.bin": (b"\x00\x01" * 99, r"no features file that toc reads"),
         "x.pkl": (b"\x80\x04N.", "Python pickle.*not features.*np.savez"),
         "x.mat": (b"MATLAB 5.0 MAT-file".ljust(600), "before version 7.3.*-v7.3"),
         "x.wav": (b"RIFF", "picture or sound, not features.*toc capture"),

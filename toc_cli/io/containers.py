@@ -339,6 +339,10 @@ CONTAINERS: tuple[Container, ...] = (
         lambda head: _is_table(head.start),
         (".txt", ".csv", ".tsv"),
         checkpoint=CHECKPOINT + "text:TextFile",
+        no_features=(
+            "is a text file, not features",
+            "A table of numbers becomes one: np.save('x.npy', np.loadtxt(path, dtype='float32')).",
+        ),
     ),
     Container(
         "tar",
