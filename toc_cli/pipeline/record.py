@@ -300,8 +300,11 @@ def independent_blocks(run: Measured) -> int:
 
 
 def _interval(values: np.ndarray, blocks: int, centre: float | None, field: str) -> list[float] | None:
-    biased = field in ("perplexity", "entropy")
-    bounds = interval(values, blocks=blocks, centre=centre if biased else None)
+    if field == "snr_db" and centre is not None:  # the power about a mean of few units is too small: once here, twice in `values`
+        middle: float | None = 2 * centre - float(values.mean())
+    else:
+        middle = centre if field in ("perplexity", "entropy") else None
+    bounds = interval(values, blocks=blocks, centre=middle)
     return None if bounds is None else list(bounds)
 
 
