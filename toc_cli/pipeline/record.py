@@ -300,7 +300,9 @@ def independent_blocks(run: Measured) -> int:
 
 
 def _interval(values: np.ndarray, blocks: int, centre: float | None, field: str) -> list[float] | None:
-    if field == "snr_db" and centre is not None:  # the power about a mean of few units is too small: once here, twice in `values`
+    if (
+        field == "snr_db" and centre is not None
+    ):  # the power about a mean of few units is too small: once here, twice in `values`
         middle: float | None = 2 * centre - float(values.mean())
     else:
         middle = centre if field in ("perplexity", "entropy") else None
