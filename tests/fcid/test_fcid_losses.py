@@ -146,6 +146,24 @@ def test_club(seed: int, b: int, t: int, d: int) -> None:
     same(club_over_features(*flat), expected)
 
 
+def test_club_compares_with_another_clip_only_where_that_one_has_seconds() -> None:
+    """The negative runs over the seconds of both clips, the positive over the clip's own."""
+    mu, logvar = torch.zeros(1, 3, 1, dtype=torch.float64), torch.zeros(1, 3, 1, dtype=torch.float64)
+    y, other = torch.tensor([[[1.0], [2], [9]]]).double(), torch.tensor([[[3.0], [100], [5]]]).double()
+    seconds, others = torch.tensor([[True, True, False]]), torch.tensor([[True, False, True]])
+    same(club(mu, logvar, y, other, None, seconds, others), (9 - (1 + 4) / 2) / 2)
+    same(club(mu, logvar, y, other, None, seconds, None), ((9 + 10000) / 2 - (1 + 4) / 2) / 2)
+
+
+def test_cmcm_of_clips_with_both_modalities_knows_no_other() -> None:
+    """Neither as a row nor as a column: the loss is that of the smaller table."""
+    scores, both = rand(3, 4, 4), torch.tensor([True, False, True, True])
+    same(symmetric_cmcm(scores, both), float(symmetric_cmcm(scores[[0, 2, 3]][:, [0, 2, 3]])))
+    moved = scores.clone()
+    moved[1], moved[:, 1] = 50.0, -50.0
+    same(symmetric_cmcm(moved, both), float(symmetric_cmcm(scores, both)))
+
+
 @settings(deadline=None, max_examples=25)
 @given(seeds, sizes, sizes)
 def test_loglikelihood(seed: int, n: int, d: int) -> None:

@@ -182,6 +182,20 @@ def test_revival_that_holds(revival: Any, holds: bool) -> None:
     assert (table.embedding[5].max() < 10) == holds
 
 
+def test_a_revived_code_counts_as_one_row() -> None:
+    """Code, weight and count move together, so the code is its weight over its count until something hits it."""
+    config = dataclasses.replace(published().codebook, init="features", revival="features", dead_after=3, jitter=0.0)
+    table = trained(config, rows(1.0, 2.0), 1)
+    table.embedding[5] = table.ema_weight[5] = 100.0
+    table.ema_count[5] = 0.25
+    table.age[5] = 3
+    x = rows(1.0, 2.0)
+    table.update(x, table.quantise(x, dict.fromkeys(x)), dict.fromkeys(x), Draws.of_step(0, 1), Comm(2))
+    assert float(table.ema_count[5]) == 1
+    assert torch.equal(table.ema_weight[5] / table.ema_count[5], table.embedding[5])
+    assert int(table.age[5]) == 0
+
+
 def test_dead_codes_move_in_eval_mode_only_in_the_published_form() -> None:
     for revival, moves in (("codes", True), ("features", False)):
         config = dataclasses.replace(corrected().codebook, revival=revival, dead_after=3)

@@ -80,6 +80,19 @@ def test_large_codebooks_stay_bounded_and_keep_the_most_used_code() -> None:
     np.testing.assert_allclose(found["spectrum"]["before"]["value"], exact, rtol=0.05)
 
 
+def test_a_spectrum_of_some_codes_is_scaled_to_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """n singular values grow with the root of the codes: half of them, each twice, stand for the whole."""
+    monkeypatch.setattr("toc_cli.ops.figures.SPECTRUM_CODES", 40)
+    codes, _ = book(40, 6)
+    doubled, usage = np.repeat(codes, 2, axis=0), np.arange(80, 0, -1)
+    found = figures(doubled, doubled[:, :3], usage)["spectrum"]
+    assert (found["codes"], found["of"]) == (40, 80)
+    for side, part in (("before", doubled), ("after", doubled[:, :3])):
+        exact = np.linalg.svd(part - part.mean(axis=0), compute_uv=False)
+        np.testing.assert_allclose(found[side]["value"], exact, rtol=0.1)
+        assert abs(found[side]["value"][0] / exact[0] - 1) < 0.1
+
+
 def test_same_bytes_whatever_the_thread_count() -> None:
     codes, usage = book(700, 40)
     outside = torch.get_num_threads()

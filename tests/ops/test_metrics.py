@@ -151,6 +151,22 @@ def test_an_undefined_interval_is_none_and_a_centred_one_holds_its_centre():
     assert (low + high) / 2 == pytest.approx(10)
 
 
+def test_an_interval_leaves_out_one_in_forty_at_either_end():
+    low, high = bootstrap.interval(np.arange(1001.0))
+    assert (low, high) == pytest.approx((25, 975))
+
+
+def test_a_plug_in_estimate_is_moved_by_what_resampling_takes_from_it():
+    """Perplexity of resamples is too low; its interval lies around the estimate, not around their mean."""
+    tokens = torch.arange(64).repeat(2)[:, None, None]
+    weights = bootstrap.resample(128, 3, 400)
+    values = usage.resampled_usage(tokens, np.arange(128), [64], weights)["perplexity"]
+    assert values.mean() < 50
+    low, high = bootstrap.interval(values, centre=64.0)
+    assert low < 64 < high
+    assert bootstrap.interval(values)[1] < 60
+
+
 # Usage
 
 
@@ -232,6 +248,13 @@ def test_the_probe_is_ridge_regression():
     ours = x.numpy() @ found.weight + found.bias
     np.testing.assert_allclose(ours, expected, atol=1e-8)
     assert (found.predict(x) == np.unique(labels)[expected.argmax(1)]).all()
+
+
+def test_the_penalty_of_the_probe_is_a_thousandth_of_the_rows():
+    """One standardised column with the label in it: the weight is 1 / (1 + ridge)."""
+    x = torch.tensor([[-1.0], [1.0]]).repeat(50, 1)
+    found = probe.fit([(x, (x[:, 0] > 0).long().numpy())])
+    assert found.weight[0, 1] == pytest.approx(1 / 1.001)
 
 
 def test_the_probe_learns_what_is_there_and_reports_it_per_class():

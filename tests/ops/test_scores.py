@@ -15,6 +15,7 @@ import reference
 from criteria import score
 from toc_cli.errors import InputError, UsageError
 from toc_cli.ops import blocks, moments, scores, selection
+from toc_cli.ops.criteria.base import Known
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.scores import check_codes
 
@@ -190,6 +191,28 @@ def test_a_large_mean_drowns_the_variance():
     assert scores.drowned(score("toc", codes + 5, weights=(0.0, 1.0)), (0.0, 1.0)) is None
     flat = np.tile([[1.0, 2.0]], (4, 1))
     assert scores.drowned(score("toc", flat)) == np.inf
+
+
+def test_dead_is_a_millionth_of_the_largest_variance():
+    assert scores.dead_dimensions(np.array([1.0, 0.9e-6, 1.1e-6, 0.0])).tolist() == [False, True, False, True]
+
+
+def test_toc_live_ranks_last_what_is_dead_at_every_level_alone():
+    """Dimension 1 lives at the second level, dimension 2 nowhere."""
+    first, second = (np.random.default_rng(seed).standard_normal((20, 4)) for seed in (0, 1))
+    first[:, 1] = first[:, 2] = second[:, 2] = 0
+    found = CRITERIA["toc-live"].rank([Known(first), Known(second)])
+    assert found.last.tolist() == [False, False, True, False]
+    assert selection.rank(found.score, found.last)[-1] == 2
+
+
+def test_a_ratio_takes_what_is_marked_last_as_the_lowest():
+    """With 1:1, half comes from the lower end, where a dead dimension of a high score stands."""
+    score_, last = np.array([5.0, 4, 3, 2, 1]), np.array([False, True, False, False, False])
+    found = selection.select(score_, 2, (1, 1), last)
+    assert found.chosen.tolist() == [0, 1]
+    assert selection.select(score_, 3, (0, 1), last).chosen.tolist() == [1, 4, 3]
+    assert selection.select(score_, 2, (1, 1)).chosen.tolist() == [0, 4]
 
 
 def test_levels_that_share_their_dimensions_share_the_mean():

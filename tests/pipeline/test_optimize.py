@@ -297,3 +297,12 @@ def test_the_usage_rank_of_the_record_is_of_the_codes_in_use(here: Path) -> None
     q = values / values.sum()
     assert book["before"]["usage_rank"] == pytest.approx(np.exp(-(q * np.log(q)).sum()))
     assert 1 < book["after"]["usage_rank"] < 6
+
+
+def test_the_interval_of_a_perplexity_lies_around_it(here: Path) -> None:
+    """Of few rows per code, resamples alone would put it far below."""
+    book = toc_cli.optimize(here / "model.safetensors", here / "feats.h5", keep=6, limit=150).metrics[0]
+    for side in ("before", "after"):
+        for field in ("perplexity", "entropy"):
+            low, high = book["ci95"][side][field]
+            assert (low + high) / 2 == pytest.approx(book[side][field], rel=0.03)

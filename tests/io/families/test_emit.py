@@ -411,6 +411,55 @@ def test_shared_storage_stays_shared(tmp_path: Path) -> None:
         assert len({after[f"layers.{q}._codebook.embed_avg"].data_ptr() for q in range(3)}) == 1
 
 
+def test_shared_storage_with_other_content_is_not_the_same_tensor(tmp_path: Path) -> None:
+    """Two views of one storage: what is equal is edited along, what is not stays."""
+    storage = torch.randn(3, 8, 4)
+    storage[1] = storage[0]
+    views = {"_codebook.embed": storage[0:1], "same": storage[1:2], "other": storage[2:3]}
+    torch.save(views, tmp_path / "views.pt")
+    ckpt = open_checkpoint(tmp_path / "views.pt")
+    (codebook,) = detect(ckpt, assume=True)
+    assert len({ckpt.infos[key].storage for key in views}) == 1
+    found = emit.edits(ckpt, codebook, "masked", kept=torch.tensor([[[0, 2]]]), fill=torch.zeros(1, 1, 4).double())
+    assert set(found.tensors) == {"_codebook.embed", "same"}
+    assert torch.equal(found.tensors["same"], found.tensors["_codebook.embed"])
+
+
+@pytest.mark.parametrize("mode", ["masked", "sliced"])
+def test_rows_that_are_stored_at_unit_length_are_written_so(mode: str) -> None:
+    ckpt = MemoryCheckpoint({"_codebook.embed": torch.nn.functional.normalize(torch.randn(1, 9, 5), dim=-1)})
+    (codebook,) = detect(ckpt)
+    codebook = replace(codebook, metric="cosine", stored_unit=True, refusals={}, load_hint=str)
+    found = emit.edits(ckpt, codebook, mode, kept=torch.tensor([[[1, 3]]]), fill=torch.zeros(1, 1, 5).double())  # type: ignore[arg-type]
+    rows = found.tensors["_codebook.embed"]
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(1, 9))
+    whole = ckpt.get("_codebook.embed")[..., [1, 3]]
+    torch.testing.assert_close(
+        rows[..., [1, 3]] if mode == "masked" else rows, torch.nn.functional.normalize(whole, dim=-1)
+    )
+
+
+def test_moments_of_an_optimizer_cannot_be_rotated() -> None:
+    state = {"quantize.embedding.weight": torch.randn(16, 6), "quant_conv.weight": torch.randn(6, 5, 1, 1)}
+    state |= {"post_quant_conv.weight": torch.randn(5, 6, 1, 1)}
+    moments = {f"opt_vae/state/0/{name}": torch.rand(16, 6) for name in ("exp_avg", "exp_avg_sq")}
+    ckpt = MemoryCheckpoint({**{f"model/{key}": value for key, value in state.items()}, **moments})
+    (book,) = detect(ckpt, assume=True)
+    assert emit.supported(ckpt, book)["sliced"] == ""
+    assert "cannot be rotated" in emit.supported(ckpt, book, rotated=True)["sliced"]
+    plain = MemoryCheckpoint(state)
+    (book,) = detect(plain, assume=True)
+    assert emit.supported(plain, book, rotated=True)["sliced"] == ""
+
+
+def test_another_metric_allows_another_constant() -> None:
+    """A cosine lookup takes no constant but 0; the same table under distances does."""
+    ckpt = MemoryCheckpoint({"quantize.embedding.weight": torch.randn(16, 6)})
+    for metric, zero in (("euclidean", False), ("cosine", True)):
+        (book,) = detect(ckpt, metric=metric, assume=True)
+        assert (book.metric, book.zero_fill) == (metric, zero)
+
+
 def test_parts_and_sites_of_a_rotation_agree() -> None:
     """E R, R^T W_in, W_out R with the constant off the rotation in the bias: the rotated quantiser, layer by layer."""
     torch.manual_seed(0)
