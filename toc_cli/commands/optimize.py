@@ -100,6 +100,10 @@ def optimize(
     verify: Annotated[
         bool, typer.Option("--verify", help="Also load what was written in its own library and run it.")
     ] = False,
+    lean: Annotated[
+        bool,
+        typer.Option("--lean", help="Leave optimizer state, losses, discriminators and averages out of the copies."),
+    ] = False,
     force: flags.Force = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -115,7 +119,8 @@ def optimize(
     from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
 
     options = Options(
-        keep=keep, codes=codes, criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
+        keep=keep, codes=codes, lean=lean,
+        criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,
         modalities=tuple(modality or ()), channel_axis=channel_axis, space=space, max_memory=parse_bytes(max_memory),
@@ -138,8 +143,13 @@ def optimize(
         sink.say(note)
     if outputs.elsewhere:
         sink.warn(outputs.elsewhere)
+    told = len(plan.record["warnings"])
+    if plan.left_out:
+        sink.say(plan.left_out)
     if not dry_run:
         plan.write()
+    for warning in plan.record["warnings"][told:]:
+        sink.warn(warning["text"])
     if plan.ranks.writes:
         for text in plan.token_warnings if quiet or as_json else ():  # the verdict that is drawn says it
             sink.warn(text)

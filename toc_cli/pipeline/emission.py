@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import detect, recode
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import edits, supported
+from toc_cli.io.families.lean import left_out
 from toc_cli.io.names import printable
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Lookup, Quantiser
@@ -37,8 +39,8 @@ def forms_of(ckpt: Checkpoint, source: Source, choice: Choice) -> dict[str, dict
     return {name: supported(ckpt, source.book, choice.count, rotated=CRITERIA[name].rotates) for name in names}
 
 
-def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode) -> Edits:
-    """What `mode` changes in the whole file: the edits of every codebook, one upon the other."""
+def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) -> Edits:
+    """What `mode` changes in the whole file: the edits of every codebook, one upon the other, and what `--lean` leaves out."""
     so_far = Edits()
     for source, choice in chosen:
         if source.codes is not None:
@@ -54,14 +56,18 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode) -> Edits:
             rotation=choice.rotation,
             on=so_far,
         )
-    return so_far
+    if not options.lean:
+        return so_far
+    without = frozenset(key for keys in left_out(ckpt, [source.book for source, _ in chosen]).values() for key in keys)
+    tensors = {key: tensor for key, tensor in so_far.tensors.items() if key not in without}
+    return replace(so_far, tensors=tensors, without=without)
 
 
 def write_checkpoint(
     ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples
 ) -> list[Path]:
     """Write one edited copy and check it. OutputError where the check fails."""
-    written = ckpt.write(target, edits_for(ckpt, chosen, mode))
+    written = ckpt.write(target, edits_for(ckpt, chosen, mode, options))
     check_checkpoint(ckpt, target, chosen, mode, options, samples)
     return written
 
@@ -72,7 +78,11 @@ def check_checkpoint(
     """Reopen an edited copy: keys and shapes, and that it quantises a sample as the pruned (or, for consumer, the full) codebook."""
     after = open_checkpoint(target)
     same_shape = mode != "sliced"
+    books_before = [source.book for source, _ in chosen]
+    gone = {key for keys in left_out(before, books_before).values() for key in keys} if options.lean else set()
     for key, info in before.infos.items():
+        if key in gone:
+            continue
         copied = after.infos.get(key)
         if copied is None or copied.dtype != info.dtype or (same_shape and copied.shape != info.shape):
             raise OutputError(f"{target.name}: {printable(key)} came out as {copied}.", "Please report this.")

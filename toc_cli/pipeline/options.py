@@ -39,6 +39,8 @@ class Options:
     normalize: Literal["none", "l2"] = "none"
     codes: str | None = None
     """`used`, a share or a count of the codes that stay; None: all."""
+    lean: bool = False
+    """Leave out of the edited copies what training needed alone."""
     ratio: str | None = None
     """`MAX:MIN`: the share of D' from either end of the ranking."""
     codebook: str | tuple[str, ...] | None = None

@@ -17,6 +17,7 @@ from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import supported
+from toc_cli.io.families.lean import left_out
 from toc_cli.io.features import Features, describe, open_features
 from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication
@@ -136,9 +137,20 @@ class Plan:
         if mode == "codebook":
             tensors = as_artefact(self.chosen, self.options, []).tensors
             return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
-        changed = edits_for(self.checkpoint, pairs, mode).tensors
-        added = sum(tensor.numel() * tensor.dtype.itemsize for tensor in changed.values())
-        return added + sum(info.nbytes for key, info in self.checkpoint.infos.items() if key not in changed)
+        changed = edits_for(self.checkpoint, pairs, mode, self.options)
+        added = sum(tensor.numel() * tensor.dtype.itemsize for tensor in changed.tensors.values())
+        gone = changed.without | changed.tensors.keys()
+        return added + sum(info.nbytes for key, info in self.checkpoint.infos.items() if key not in gone)
+
+    @property
+    def left_out(self) -> str:
+        """What `--lean` leaves out of the edited copies, in a sentence; "" without it."""
+        infos = self.checkpoint.infos
+        found = left_out(self.checkpoint, [study.source.book for study, _ in self.chosen]) if self.options.lean else {}
+        parts = [
+            f"{kind} {sum(infos[key].nbytes for key in keys):,} bytes ({len(keys):,})" for kind, keys in found.items()
+        ]
+        return f"--lean leaves out (tensors): {', '.join(parts) or 'nothing'}." if self.options.lean else ""
 
     def save(self, path: str | Path, *, force: bool = False) -> list[Path]:
         """Write the artefact to `path` and the record beside it. UsageError if either exists and not `force`."""
@@ -160,6 +172,15 @@ class Plan:
             publication.publish(outputs.record, force=outputs.force)
         return [outputs.stem.parent / path.relative_to(publication.new) for path in written]
 
+    def _larger(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """The warning of a sliced copy that takes more bytes than the input."""
+        written = sum(entry["bytes"] for entry in entries if entry["mode"] == "sliced")
+        came = sum(path.stat().st_size for path in self.checkpoint.files)
+        if written <= came:
+            return None
+        text = f"The sliced copy takes {written:,} bytes, more than the {came:,} of the input: what it adds outweighs what it cuts."
+        return {"id": LARGER, "codebook": None, "text": text}
+
     def _write(self, aside: Outputs) -> list[Path]:
         chosen = [(study.source, choice) for study, choice in self.chosen]
         samples = [_sample(study) for study, _ in self.chosen]
@@ -170,6 +191,8 @@ class Plan:
             written += files
             entries += [_output(mode, file, target) for file in files]
         write_artefact(aside.artefact, as_artefact(self.chosen, self.options, self.record["inputs"]))
+        if (larger := self._larger(entries)) is not None:
+            self.record["warnings"].append(larger)
         self.record["outputs"] = [_output("codebook", aside.artefact, aside.artefact), *entries]
         if aside.verify:
             self.record["verified"] = [
@@ -188,6 +211,9 @@ class Plan:
             )
         write_record(aside.record, self.record)
         return [*written, aside.artefact, aside.record]
+
+
+LARGER = "sliced_larger"
 
 
 def _inputs(ckpt: Checkpoint, features: Features) -> list[Path]:

@@ -51,6 +51,8 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
         refuse_alone(study, study.options.criterion)
     if outputs is None:
         return
+    if any(study.options.lean for study in studies):
+        _refuse_lean(ckpt, outputs)
     if any(study.options.codes is not None for study in studies):
         _refuse_code_forms(ckpt, [study.source for study in studies], outputs.checkpoints)
     wanted = [
@@ -68,6 +70,17 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
             _refuse_folding(study.source, outputs.checkpoints)
     if outputs.verify:
         _refuse_verification(ckpt, [study.source for study in studies], outputs)
+
+
+def _refuse_lean(ckpt: Checkpoint, outputs: Outputs) -> None:
+    """UsageError where `--lean` has nothing to leave out of."""
+    if not outputs.checkpoints:
+        raise UsageError(
+            "--lean has nothing to leave out: only the pruned codebook is written.",
+            "Add --emit masked, sliced or consumer.",
+        )
+    if not ckpt.can_omit:
+        raise UsageError(f"--lean: nothing can be left out of a {ckpt.container} file.", "Leave --lean out.")
 
 
 def _rotates(study: Study) -> bool:

@@ -67,11 +67,15 @@ class Edits:
     """Values of `config.json`, by path: `("vq_config", "embed_dim"): 10`."""
     values: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
     """Plain values inside a torch file, by path: `("metadata", "kwargs", "codebook_dim"): [5, 4, 6]`."""
+    without: frozenset[str] = frozenset()
+    """Full keys that the copy leaves out (`Checkpoint.can_omit`)."""
 
 
 class Checkpoint(ABC):
     """A readable checkpoint. One subclass per container, each in its own file."""
 
+    can_omit = False
+    """Whether an edited copy can leave tensors out."""
     container: str
     """safetensors, sharded safetensors, torch, npz, npy, h5, faiss, toc artefact."""
 

@@ -35,7 +35,7 @@ class Folder(Checkpoint):
         self._inner = open_file(weights)
         self.container = self._inner.container
         self.infos, self.values = self._inner.infos, self._inner.values
-        self.read_only = self._inner.read_only
+        self.read_only, self.can_omit = self._inner.read_only, self._inner.can_omit
         self.files = self._inner.files
         self.config = config_in(path)
 
@@ -45,7 +45,7 @@ class Folder(Checkpoint):
     def write(self, target: Path, edits: Edits) -> list[Path]:
         self.require_writable()
         with atomic_folder(target) as folder:
-            weights = Edits(edits.tensors, values=edits.values)
+            weights = Edits(edits.tensors, values=edits.values, without=edits.without)
             if isinstance(self._inner, Sharded):
                 names = self._inner.write_parts(folder, weights)
             else:

@@ -40,6 +40,7 @@ class SafetensorsFile(Checkpoint):
     """One .safetensors file."""
 
     container = "safetensors"
+    can_omit = True
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -72,12 +73,17 @@ class SafetensorsFile(Checkpoint):
     def write(self, target: Path, edits: Edits) -> list[Path]:
         self.require_writable()
         with atomic_file(target) as temporary:
-            self.write_tensors(temporary, edits.tensors)
+            self.write_tensors(temporary, edits.tensors, edits.without)
             return [target, *write_config_beside(target, self.config, edits.config)]
 
-    def write_tensors(self, target: Path, edits: Mapping[str, torch.Tensor]) -> None:
-        """Copy the file to `target` with replaced and added tensors; the rest is copied as bytes."""
-        names = [*self._spans, *(name for name in edits if name not in self._spans)]
+    def write_tensors(
+        self, target: Path, edits: Mapping[str, torch.Tensor], without: frozenset[str] = frozenset()
+    ) -> None:
+        """Copy the file to `target` with replaced and added tensors, some left out; the rest is copied as bytes."""
+        names = [
+            *(name for name in self._spans if name not in without),
+            *(name for name in edits if name not in self._spans),
+        ]
         infos = {name: (type_name(edits[name].dtype), tuple(edits[name].shape)) for name in edits}
         for name, info in self.infos.items():
             infos.setdefault(name, (info.stored, info.shape))

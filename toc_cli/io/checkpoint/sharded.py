@@ -38,6 +38,7 @@ class Sharded(Checkpoint):
         first = next(iter(self._parts.values()))
         self.container = f"sharded {first.container}"
         self.config = first.config
+        self.can_omit = all(part.can_omit for part in self._parts.values())
         self.read_only = next((part.read_only for part in self._parts.values() if part.read_only), None)
         weights = [part.files[0] for part in self._parts.values()]
         self.files = (*weights, index, *first.files[1:])
@@ -63,7 +64,9 @@ class Sharded(Checkpoint):
         for name, part in self._parts.items():
             destination = folder / name
             destination.parent.mkdir(parents=True, exist_ok=True)
-            part.write(destination, Edits({k: tensor for k, tensor in edits.tensors.items() if shard_of[k] == name}))
+            mine = {k: tensor for k, tensor in edits.tensors.items() if shard_of[k] == name}
+            part.write(destination, Edits(mine, without=edits.without))
+        shard_of = {key: name for key, name in shard_of.items() if key not in edits.without}
         index = {**self._index, "weight_map": shard_of, "metadata": self._metadata(edits)}
         (folder / self.path.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         return [*self._parts, self.path.name]
@@ -71,12 +74,14 @@ class Sharded(Checkpoint):
     def _metadata(self, edits: Edits) -> dict[str, Any]:
         """The index's metadata with its totals moved by what the edits add and remove."""
         metadata = dict(self._index.get("metadata") or {})
-        for key, new in edits.tensors.items():
+        for key, new in [*edits.tensors.items(), *((key, None) for key in edits.without)]:
             old = self.infos.get(key)
             if isinstance(metadata.get("total_size"), int):
-                metadata["total_size"] += new.nbytes - (old.nbytes if old else 0)
+                metadata["total_size"] += (0 if new is None else new.nbytes) - (old.nbytes if old else 0)
             if isinstance(metadata.get("total_parameters"), int):
-                metadata["total_parameters"] += new.numel() - (math.prod(old.shape) if old else 0)
+                metadata["total_parameters"] += (0 if new is None else new.numel()) - (
+                    math.prod(old.shape) if old else 0
+                )
         return metadata
 
     def close(self) -> None:

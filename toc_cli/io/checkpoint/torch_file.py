@@ -21,7 +21,7 @@ from toc_cli.io.checkpoint.inert import Bounded, InertUnpickler
 from toc_cli.io.checkpoint.rebuild import ARRAYS, StorageKind
 from toc_cli.io.checkpoint.stored_types import BYTES
 from toc_cli.io.checkpoint.strided import Storage, Strided, file_bytes, held_bytes
-from toc_cli.io.checkpoint.tree import at, leaves, put
+from toc_cli.io.checkpoint.tree import at, drop, leaves, put
 from toc_cli.io.guarded import new_file
 from toc_cli.io.head import Head
 from toc_cli.io.names import printable
@@ -39,6 +39,7 @@ class TorchFile(Checkpoint):
     """One file of torch.save; nested dictionaries are sections, items of lists have their number for a name."""
 
     container = "torch"
+    can_omit = True
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -98,6 +99,7 @@ class TorchFile(Checkpoint):
         # A private mapping: what is written into it stays in this process.
         tree = _load(self.path, legacy=self._legacy)
         tree = self._edited(tree, edits.tensors)
+        tree = self._thinned(tree, edits.without)
         for names, value in edits.values.items():
             tree = put(tree, self._value_places.get(names, names), value)
         with atomic_file(target) as temporary:
@@ -131,6 +133,14 @@ class TorchFile(Checkpoint):
                 is_parameter = isinstance(old, torch.nn.Parameter)
                 replaced[view] = torch.nn.Parameter(copy, old.requires_grad) if is_parameter else copy
             tree = put(tree, place, replaced[view])
+        return tree
+
+    def _thinned(self, tree: Any, without: frozenset[str]) -> Any:
+        """The tree without some tensors; a top-level entry all of whose tensors go, goes whole (an optimizer is no use without)."""
+        left = {place[0] for key, place in self._places.items() if key not in without and len(place) > 1}
+        places = {place[:1] if place[0] not in left else place for key in without for place in [self._places[key]]}
+        for place in sorted(places, key=repr):
+            tree = drop(tree, place)
         return tree
 
     def _section_place(self, section: str) -> tuple[Hashable, ...]:

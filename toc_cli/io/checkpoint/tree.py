@@ -59,3 +59,10 @@ def put(tree: Any, place: tuple[Hashable, ...], value: object) -> Any:
         return tuple(put(child, rest, value) if i == part else child for i, child in enumerate(tree))
     tree[part] = put(tree.get(part, {}) if isinstance(tree, dict) else tree[part], rest, value)
     return tree
+
+
+def drop(tree: Any, place: tuple[Hashable, ...]) -> Any:
+    """The tree without the entry of a dictionary at a place."""
+    if len(place) == 1:
+        return {key: value for key, value in tree.items() if key != place[0]} if isinstance(tree, dict) else tree
+    return put(tree, place[:1], drop(tree[place[0]], place[1:]))
