@@ -33,6 +33,7 @@ from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
+from toc_cli.pipeline.ignored_labels import ignored_labels
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outcome import DataSample, data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
@@ -290,7 +291,8 @@ def plan_optimization(
     aside = [warning for study, choice in chosen for warning in off_centre(study, choice)]
     aside += [code_warning(source) for source, _ in recoded]
     captured = of_another_checkpoint(met.values(), inputs)
-    warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unexplained(entries)]
+    unused = ignored_labels(opened, list(met.values()))
+    warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unused, *unexplained(entries)]
     record = run_record(options, inputs, read, warnings, entries)
     record["checkpoint"] = printable(ckpt.path.name, 200)
     seconds = time.perf_counter() - started

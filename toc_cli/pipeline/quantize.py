@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ def quantize_features(
     """
     source = Path(str(features[0]).partition("=")[2] or str(features[0]))
     folder, elsewhere = place_for(source)
-    target = output or folder / f"{source.name.split('.')[0]}.tokens.h5"
+    stem = re.sub(r"[*?@\[\]]+", "", source.name.split(".")[0]).strip("-_ ") or "features"
+    target = output or folder / f"{stem}.tokens.h5"
     opened = open_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )
@@ -77,14 +79,25 @@ def quantize_features(
             with progress(f"quantising {printable(fit.dataset.name, 60)}", fit.dataset.rows) as advance:
                 side = form_for(chosen.form, fit).to(device)
                 done.append(_write(file, opened, fit.dataset, side, options, advance))
+                _write_parts(file, fit.dataset)
         for name, labels in opened.labels.items():
             if name not in file.root:
                 file.root.create_dataset(name, data=labels.read(), track_times=False)
+        opened.refuse_changes()
     elsewhere = "" if output else elsewhere
     return {
         "output": str(target), "elsewhere": elsewhere, "codebook": codebook.name, "id": options.book or 0,
         "evidence": chosen.evidence, "warnings": chosen.warnings, "datasets": done,
     }  # fmt: skip
+
+
+def _write_parts(file: NewHdf5, stream: Stream) -> None:
+    """Where each part of a modality of several begins, and its name: `NAME.starts` (P + 1,) and `NAME.files` (P,)."""
+    if len(stream.parts) == 1:
+        return
+    names = [f"{part.path.name}/{part.key}".rstrip("/").encode("utf-8", "surrogateescape") for part in stream.parts]
+    file.root.create_dataset(f"{stream.name}.starts", data=stream.firsts, track_times=False)
+    file.root.create_dataset(f"{stream.name}.files", data=names, dtype=h5py.string_dtype(), track_times=False)
 
 
 def _write(

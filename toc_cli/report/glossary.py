@@ -134,6 +134,11 @@ WARNINGS = {
         "Nothing to mend in the file; it explains dead codes.",
         "dead_codes<=baseline",
     ),
+    "labels": (
+        "Labels came with the features and were left out: they fit no modality, are no whole numbers, or have another name.",
+        "Labels are integer `label…` arrays along the first axes of the features, or one for each clip or file.",
+        "",
+    ),
     "family": (
         "What the family of the checkpoint tells its readers, such as a metric that the file does not name.",
         "Settle it with the flag that the warning names.",
