@@ -407,3 +407,71 @@ def test_bare_arrays(tmp_path: Any) -> None:
     assert (levels.keys, levels.num_codes, levels.residual) == ((("level_2",), ("level_10",)), (16, 8), True)
     with pytest.raises(InputError, match="--codebook KEY"):
         detect(open_checkpoint(tmp_path / "several.npz"))
+
+
+def test_a_config_that_contradicts_the_tensors_is_said_and_not_patched() -> None:
+    shapes = {
+        "quantize.embedding.weight": (128, 32),
+        "quant_conv.weight": (32, 5, 1, 1),
+        "quant_conv.bias": (32,),
+        "post_quant_conv.weight": (5, 32, 1, 1),
+        "post_quant_conv.bias": (5,),
+    }
+    config = {"_class_name": "VQModel", "num_vq_embeddings": 8192, "vq_embed_dim": 3}
+    ckpt = checkpoint(shapes, config)
+    (book,) = detect(ckpt)
+    said = "config.json says 8192 codes of 3 dimensions, the file holds 128 of 32"
+    assert said in book.warnings
+    assert emit.supported(ckpt, book)["sliced"] == said
+    (agreed,) = detect(checkpoint(shapes, {**config, "num_vq_embeddings": 128, "vq_embed_dim": 32}))
+    assert not agreed.warnings
+
+
+def test_names_and_patterns_of_tables() -> None:
+    ckpt = checkpoint({f"net/blocks.{n}.codes_{n}": (16, 6) for n in range(3)})
+    pattern = "blocks.*.codes_*"
+    with pytest.raises(Undecided, match="--stack residual"):
+        detect(ckpt, codebook=pattern)
+    (levels,) = detect(ckpt, codebook=pattern, stack="residual")
+    assert (levels.levels, levels.heads, levels.residual) == (3, 1, True)
+    (heads,) = detect(ckpt, codebook=pattern, stack="product")
+    assert (heads.levels, heads.heads, heads.parts(ckpt).tables[0].shape) == (1, 3, (3, 16, 6))
+    assert len(detect(ckpt, codebook=pattern, stack="independent")) == 3
+    two = detect(ckpt, codebook=("blocks.2.codes_2", "blocks.0.codes_0"))
+    assert [one.keys[0][0] for one in two] == ["net/blocks.2.codes_2", "net/blocks.0.codes_0"]
+    (stacked,) = detect(ckpt, codebook=("blocks.2.codes_2", "blocks.0.codes_0"), stack="residual")
+    assert stacked.levels == 2
+    with pytest.raises(InputError, match="has no tensor"):
+        detect(ckpt, codebook="layers.*.nothing")
+
+
+def test_a_second_table_under_one_index_is_refused() -> None:
+    ckpt = checkpoint({"quantize.embedding.weight": (16, 6), "quantize.semantic_embedding.weight": (16, 9)})
+    with pytest.raises(InputError, match="looked up by one index"):
+        detect(ckpt)
+    (one,) = detect(ckpt, codebook="quantize.embedding.weight")
+    assert one.evidence == "assumed"
+
+
+def test_levels_of_their_own_token_rate_are_refused() -> None:
+    shapes = {}
+    for n in range(2):
+        stem = f"quantizer.quantizers.{n}."
+        shapes |= {
+            f"{stem}codebook.weight": (16, 4),
+            f"{stem}in_proj.weight": (4, 8, 1),
+            f"{stem}out_proj.weight": (8, 4, 1),
+        }
+    with pytest.raises(InputError, match=r"SNAC's \(vq_strides \[2, 1\]"):
+        detect(checkpoint(shapes, {"vq_strides": [2, 1]}))
+    (book,) = detect(checkpoint(shapes, {"vq_strides": [1, 1]}))
+    assert book.levels == 2
+
+
+def test_tied_groups_of_vq_wav2vec() -> None:
+    stem = "model/vector_quantizer."
+    ckpt = checkpoint(
+        {f"{stem}embedding": (16, 1, 6), f"{stem}projection.1.weight": (12,), f"{stem}projection.1.bias": (12,)}
+    )
+    (book,) = detect(ckpt)
+    assert (book.heads, book.own_dims_per_head, book.parts(ckpt).tables[0].shape) == (2, False, (2, 16, 6))

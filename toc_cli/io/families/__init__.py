@@ -16,6 +16,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import (
     absent,
     cmg,
+    config,
     encodec,
     fairseq,
     faiss,
@@ -173,7 +174,14 @@ def _claimed(ckpt: Checkpoint) -> list[Codebook]:
     joined = join(ckpt, found)
     for one in joined:
         shapes.check(ckpt, one)
-    return joined
+    sizes = {(codes, one.dim) for one in joined for codes in one.num_codes}
+    said = config.contradiction(ckpt.config or {}, sizes)
+    return [_contradicted(one, said) for one in joined] if said else joined
+
+
+def _contradicted(one: Codebook, said: str) -> Codebook:
+    """A codebook whose config says another thing: said, and not sliced, since the config could not be patched."""
+    return replace(one, warnings=(*one.warnings, said), refusals={**one.refusals, "sliced": said})
 
 
 def _tables(one: Codebook) -> set[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from toc_cli.io.checkpoint.base import Checkpoint
+
+CODES = ("codebook_size", "num_vq_embeddings", "num_embeddings", "n_embed")
+DIMS = ("codebook_dim", "vq_embed_dim", "embed_dim")
+"""What configs call K and D, where both stand in one part."""
 
 # Older files nest a sub-config without naming its type: (type of the whole, key of the part) -> type of the part.
 _UNNAMED = {
@@ -30,6 +34,26 @@ def section(ckpt: Checkpoint, types: Collection[str]) -> tuple[str, tuple[str, .
             if inner in types:
                 return inner, (key,), part
     return None
+
+
+def contradiction(config: Mapping[str, Any], sizes: Collection[tuple[int, int]]) -> str:
+    """What a config says of a codebook that no (K, D) of the file has; "" where it agrees, or says nothing."""
+    for part in _mappings(config):
+        codes = next((part[name] for name in CODES if _is_count(part.get(name))), None)
+        dims = next((part[name] for name in DIMS if _is_count(part.get(name))), None)
+        if codes is not None and dims is not None and sizes and (codes, dims) not in sizes:
+            held = " and ".join(f"{k} of {d}" for k, d in sorted(set(sizes))[:3])
+            return f"config.json says {codes} codes of {dims} dimensions, the file holds {held}"
+    return ""
+
+
+def _mappings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield config
+    yield from (part for part in config.values() if isinstance(part, Mapping))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _type(config: Mapping[str, Any]) -> str:
