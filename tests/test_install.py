@@ -134,3 +134,15 @@ def test_one_wheel_serves_every_python(tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith((".c", ".h")) or name.startswith("tests/")]
     if any(name.endswith(".abi3.so") for name in names):
         assert "-cp310-abi3-" in wheel.name
+
+
+def test_no_callback_is_annotated_with_a_list_of_something() -> None:
+    """On Python 3.10 `list[str]` passes for a class, and typer fails over it before any command runs."""
+    import inspect
+    import typing
+
+    from toc_cli.commands import places
+
+    for _, function in inspect.getmembers(places, inspect.isfunction):
+        hints = typing.get_type_hints(function)
+        assert not any(typing.get_origin(hint) in (list, dict, tuple) for hint in hints.values())

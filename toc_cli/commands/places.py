@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.names import printable
@@ -42,8 +42,8 @@ def place(value: Value) -> Value:
     return value
 
 
-def features(value: list[str]) -> list[str]:
-    """`place`, and tables that are no arrays."""
+def features(value: Any) -> Any:  # typer takes list[str] here for a class on Python 3.10
+    """`place` of several, and tables that are no arrays."""
     for text in place(value):
         path = Path(text.partition("=")[2] or text)
         if (kind := TABLES.get(path.suffix.lower())) and path.is_file():
