@@ -296,6 +296,8 @@ def _prove(
     shapes = [(len(found[at].full.levels), found[at].full.heads) for at in fitting]
     trailing = recorded.trailing(stream)
     ways = places(trailing, shapes)
+    if not ways and _prove_among_all(found, list(fitting), stream, recorded, said, books, proofs):
+        return
     if not ways:
         _refuse_count(found, fitting, stream, recorded, trailing, said, books)
     _check_range(found, list(fitting), stream, recorded)
@@ -310,6 +312,23 @@ def _prove(
         raise _contradiction(found, trial, stream, recorded, said, books)
     for at, shares in trial.shares.items():
         proofs[at][stream.name] = Proof(len(drawn.x), shares)
+
+
+def _prove_among_all(
+    found: Sequence[Source], fitting: Sequence[int], stream: Stream, recorded: Recorded, said: Said, books: Books,
+    proofs: list[dict[str, Proof]],
+) -> bool:  # fmt: skip
+    """Whether the tokens are those of all codebooks of the file, of which some were picked (`--codebook`): those are then proven."""
+    everything = books.of(said.changed(codebook=None, layout=None)) or []
+    drawn = sample(stream, recorded, PROOF_ROWS)
+    trial = attempt(said, everything, drawn) if said.get("codebook") else None
+    if trial is None or not trial.agrees:
+        return False
+    shares = {everything[at].book.keys: each for at, each in trial.shares.items()}
+    for at in fitting:
+        if found[at].book.keys in shares:
+            proofs[at][stream.name] = Proof(len(drawn.x), shares[found[at].book.keys])
+    return True
 
 
 def _refuse_count(
