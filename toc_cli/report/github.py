@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from toc_cli.report.assemble import Report
-from toc_cli.report.verdict import failing
+from toc_cli.report.verdict import failing, reading
 from toc_cli.report.words import name as shown
 
 MOST = 10
@@ -24,6 +24,14 @@ def render(report: Report) -> str:
         level = "error" if lines[MOST - 1].startswith("::error") else "warning"
         rest = len(lines) - MOST + 1
         lines[MOST - 1 :] = [annotation(level, "more", f"{rest} more findings; the other formats list them all")]
+    for run in report.runs:
+        known = [
+            f"{shown(each.codebook['key'], 80)}: {reading(each.codebook)}"
+            for each in run.subjects
+            if reading(each.codebook)
+        ]
+        if known:
+            lines.append(annotation("notice", "reading", "; ".join(known)))
     lines.append(annotation("notice", "bounds", " ".join(report.provenance)))
     return "".join(f"{line}\n" for line in lines)
 

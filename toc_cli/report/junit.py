@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as xml
 
 from toc_cli.report.assemble import Report, RunReport, Subject
-from toc_cli.report.verdict import failing
+from toc_cli.report.verdict import failing, reading
 from toc_cli.report.words import name as shown
 
 
@@ -42,6 +42,8 @@ def _suite(report: Report, run: RunReport, subject: Subject, fatal: set[int]) ->
     xml.SubElement(properties, "property", name="bounds", value=report.bounds)
     for line in report.comparisons:
         xml.SubElement(properties, "property", name="baseline", value=line)
+    if known := reading(subject.codebook):
+        xml.SubElement(properties, "property", name="reading", value=known)
     for outcome in outcomes:
         case = xml.SubElement(suite, "testcase", classname=label, name=shown(outcome.check.expression, 200))
         if id(outcome) in fatal:

@@ -52,7 +52,19 @@ def summary(codebook: Mapping[str, Any], values: Values) -> str:
         parts.append(f"distortion {number(excess, 'change')} {spread}".rstrip())
     if ratio is not None:
         parts.append(f"{number(ratio, 'share')} of the codebook's bytes")
-    return ", ".join(parts)
+    known = reading(codebook)
+    return ", ".join(parts) + (f"; its reading is {known}" if known else "")
+
+
+def reading(codebook: Mapping[str, Any]) -> str:
+    """How the reading of the codebook is known; "" where an older record does not say."""
+    evidence = codebook.get("evidence", "")
+    shares = [proof["least"] for proof in (codebook.get("proof") or {}).values()]
+    if evidence == "proven" and shares:
+        return f"proven by the model's own tokens ({number(min(shares), 'share')} equal)"
+    return {"stated": "stated by its config or class names", "by structure": "known by the structure of the file"}.get(
+        evidence, evidence
+    )
 
 
 def status(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str) -> str:
