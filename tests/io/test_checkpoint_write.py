@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import json
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -219,3 +221,34 @@ def test_a_file_with_foreign_objects_is_not_written(fixtures_dir: Path, tmp_path
     with pytest.raises(UsageError, match=r"argparse\.Namespace.*cannot be written back"):
         source.write(tmp_path / "x.pt", Edits())
     assert not list(tmp_path.iterdir())
+
+
+def test_masked_copies_of_a_torch_file_are_patched_and_checked_by_torch(tmp_path: Path) -> None:
+    """Same shapes: the copy differs in the edited bytes and their checksums alone, and torch's own reader takes it."""
+    whole = torch.arange(24.0).reshape(4, 6)
+    tree = {"a": whole, "columns": whole[:, 1:3], "half": torch.ones(3, dtype=torch.bfloat16), "n": {"epoch": 3}}
+    torch.save(tree, tmp_path / "x.pt")
+    source = open_checkpoint(tmp_path / "x.pt")
+    source.write(tmp_path / "y.pt", Edits({"columns": torch.full((4, 2), -1.0), "half": torch.zeros(3).bfloat16()}))
+    expected = whole.clone()
+    expected[:, 1:3] = -1
+    for mapped in (False, True):
+        copy = torch.load(tmp_path / "y.pt", weights_only=True, mmap=mapped)
+        assert torch.equal(copy["a"], expected)
+        assert torch.equal(copy["half"], torch.zeros(3).bfloat16())
+        assert copy["n"] == {"epoch": 3}
+    with zipfile.ZipFile(tmp_path / "y.pt") as archive:
+        assert archive.testzip() is None
+    before, after = (tmp_path / "x.pt").read_bytes(), (tmp_path / "y.pt").read_bytes()
+    assert len(before) == len(after)
+    assert sum(a != b for a, b in zip(before, after, strict=True)) <= 8 * 4 + 3 * 2 + 2 * 2 * 4
+
+
+def test_a_masked_copy_holds_no_more_than_its_edits(tmp_path: Path) -> None:
+    torch.save({"rest": torch.zeros(1 << 26), "book": torch.zeros(64, 16)}, tmp_path / "x.pt")  # 256 MiB
+    source = open_checkpoint(tmp_path / "x.pt")
+    tracemalloc.start()
+    source.write(tmp_path / "y.pt", Edits({"book": torch.ones(64, 16)}))
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert open_checkpoint(tmp_path / "y.pt").get("book").all()

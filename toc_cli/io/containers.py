@@ -43,8 +43,6 @@ class Container:
     """Whether an index of shards may name it."""
     unread: tuple[str, str] = ("", "")
     """For what toc does not read: what it is (after the file's name), and what its owner can do."""
-    no_features: tuple[str, str] = ("", "")
-    """The same where it is given as features, and more can be said than that it holds none."""
 
     def open_checkpoint(self, path: Path) -> Checkpoint:
         """The checkpoint in a file of this kind. InputError where toc does not read it."""
@@ -56,15 +54,15 @@ class Container:
     def open_features(self, path: Path) -> dict[str, Any]:
         """Every number array of a file of this kind, by key. InputError where it holds no features."""
         if not self.features:
-            if self.no_features[0]:
-                raise InputError(f"{Head(path).shown} {self.no_features[0]}.", self.no_features[1])
+            if self.unread[0]:
+                raise self.refusal(path)
             endings = ", ".join(dict.fromkeys(row.suffixes[0] for row in CONTAINERS if row.features and row.suffixes))
             raise InputError(f"{Head(path).shown} is a {self.name} file, not features.", f"Features are in {endings}.")
         sources: dict[str, Any] = _named(self.features)(path)
         return sources
 
     def refusal(self, path: Path) -> InputError:
-        """The sentence for a file of a kind that toc does not read as a checkpoint."""
+        """The sentence for a file of a kind that toc does not read."""
         what, hint = self.unread
         return InputError(f"{Head(path).shown} {what}.", hint)
 
@@ -228,9 +226,8 @@ CONTAINERS: tuple[Container, ...] = (
     Container(
         "npy of objects",
         lambda head: head.start.startswith(b"\x93NUMPY") and bool(re.search(rb"'descr': *'\|O'", head.start[:256])),
-        checkpoint=CHECKPOINT + "pickled:ObjectArrayFile",
-        no_features=(
-            "is an array of Python objects, which is no features",
+        unread=(
+            "is an array of Python objects, which only a pickle can hold; it is not loaded",
             "Save plain numbers: np.savez(path, **array.item()) for a dictionary of arrays, "
             "np.save(path, np.concatenate(list(array))) for clips.",
         ),

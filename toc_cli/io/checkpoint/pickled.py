@@ -1,4 +1,4 @@
-"""Python pickles, plain or of joblib, compressed or not, and arrays of objects in .npy: read without running anything.
+"""Python pickles, plain or of joblib, compressed or not: read without running anything.
 
 What they hold of arrays is listed like a torch file's: dictionaries are sections, an estimator of scikit-learn is the
 section of its attributes.
@@ -43,7 +43,6 @@ class PickleFile(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._start = 0
         tree, unpickler = self._read(Head(path))
         self.read_only = "A Python pickle is read without running it, and never written."
         self.files = (path,)
@@ -77,8 +76,6 @@ class PickleFile(Checkpoint):
             source = Bounded(file, SIZE_LIMIT if packed else head.size)
             unpickler = InertUnpickler(source, known, None, self._bytes_at(head, packed))
             try:
-                if self._start:
-                    source.skip(self._start)
                 tree = unpickler.load()
             except Exception as error:  # whatever a parser makes of broken bytes
                 refuse_programs(head.shown, unpickler)
@@ -115,18 +112,6 @@ class PickleFile(Checkpoint):
     def write(self, target: Path, edits: Edits) -> list[Path]:
         self.require_writable()
         return []
-
-
-class ObjectArrayFile(PickleFile):
-    """A .npy whose array holds Python objects: a header, then a pickle."""
-
-    container = "npy of objects"
-
-    def _read(self, head: Head) -> tuple[Any, InertUnpickler]:
-        wide = head.start[6:7] > b"\x01"
-        length = int.from_bytes(head.start[8:12] if wide else head.start[8:10], "little")
-        self._start = (12 if wide else 10) + length
-        return super()._read(head)
 
 
 def _is_estimator(found: Any) -> bool:

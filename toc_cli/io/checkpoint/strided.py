@@ -31,6 +31,8 @@ class Storage:
     """Equal for one storage of the file."""
     swapped: bool = False
     """Whether the bytes of each number stand in big-endian order."""
+    start: int | None = None
+    """Where it begins in the file; None where it is not known to lie there as it is."""
 
     def __setstate__(self, state: object) -> None:
         """A pickle that holds it cannot set its attributes."""

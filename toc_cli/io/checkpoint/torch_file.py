@@ -7,6 +7,8 @@ magic number, a protocol, the machine, the object and the list of storages, then
 from __future__ import annotations
 
 import io
+import math
+import shutil
 import warnings
 import zipfile
 from collections.abc import Hashable, Mapping
@@ -19,9 +21,10 @@ from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
 from toc_cli.io.checkpoint.inert import Bounded, InertUnpickler
 from toc_cli.io.checkpoint.rebuild import ARRAYS, StorageKind
-from toc_cli.io.checkpoint.stored_types import BYTES
+from toc_cli.io.checkpoint.stored_types import BYTES, torch_type, type_name
 from toc_cli.io.checkpoint.strided import Storage, Strided, file_bytes, held_bytes
 from toc_cli.io.checkpoint.tree import at, drop, leaves, put
+from toc_cli.io.checkpoint.zip_patch import refresh_checksum
 from toc_cli.io.guarded import new_file
 from toc_cli.io.head import Head
 from toc_cli.io.names import printable
@@ -94,6 +97,11 @@ class TorchFile(Checkpoint):
 
     def write(self, target: Path, edits: Edits) -> list[Path]:
         self.require_writable()
+        whole = not edits.values and not edits.without
+        if whole and all(self._stays(key, tensor) for key, tensor in edits.tensors.items()):
+            with atomic_file(target) as temporary:
+                self._patch(temporary, edits.tensors)
+                return [target, *write_config_beside(target, self.config, edits.config)]
         import torch
 
         # A private mapping: what is written into it stays in this process.
@@ -106,6 +114,35 @@ class TorchFile(Checkpoint):
             with new_file(temporary) as out:
                 torch.save(tree, out)  # a legacy input too: that format writes memory addresses into the file
             return [target, *write_config_beside(target, self.config, edits.config)]
+
+    def _stays(self, key: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor can be put in the place of the old one: the same shape and type, every number stored once."""
+        old = self._arrays.get(key)
+        if old is None or old.storage.start is None or old.storage.swapped:
+            return False
+        once = old.span >= math.prod(old.shape)
+        return once and (old.shape, old.stored) == (tuple(tensor.shape), type_name(tensor.dtype))
+
+    def _patch(self, target: Path, edits: Mapping[str, torch.Tensor]) -> None:
+        """A copy of the file with the bytes of some tensors replaced; every view of their storage follows."""
+        shutil.copyfile(self.path, target)
+        members = {member.filename: member for member in Head(self.path).members}
+        touched: dict[str, int] = {}
+        for key, new in edits.items():
+            old, size = self._arrays[key], BYTES[self._arrays[key].stored]
+            start = old.storage.start
+            assert start is not None
+            first = start + old.offset * size
+            if old.contiguous:
+                data = new.detach().contiguous().reshape(-1).view(torch_type("uint8")).numpy().data
+            else:
+                data = _scattered(file_bytes(target, first)(0, old.span * size), old, new)
+            with open(target, "r+b") as out:
+                out.seek(first)
+                out.write(data)
+            touched[old.storage.key] = start
+        for name, start in touched.items():
+            refresh_checksum(target, members[name], start)
 
     def _edited(self, tree: Any, edits: Mapping[str, torch.Tensor]) -> Any:
         """The tree with tensors replaced: in place where the shape stays, so that every view follows.
@@ -152,6 +189,15 @@ class TorchFile(Checkpoint):
         return names
 
 
+def _scattered(data: bytearray, old: Strided, new: torch.Tensor) -> memoryview:
+    """The bytes from the first number of a view to its last, with the view's own numbers replaced."""
+    import torch
+
+    numbers = torch.frombuffer(data, dtype=torch.uint8).view(new.dtype)
+    numbers.as_strided(old.shape, old.stride).copy_(new)
+    return memoryview(data)
+
+
 def _load(path: Path, *, legacy: bool) -> Any:
     """The object of a file that is to be written back, by torch itself. InputError where torch refuses it."""
     import mmap
@@ -183,7 +229,8 @@ def _read_zip(head: Head) -> tuple[Any, list[str]]:
             if member is None or member.file_size < count * BYTES[kind]:
                 raise ValueError(f"the storage {printable(key)} is missing or short")
             start = data_start(head, member)
-            storages[key] = Storage(kind, member.file_size, file_bytes(head.path, start), key, swapped)
+            reader = file_bytes(head.path, start)
+            storages[key] = Storage(kind, member.file_size, reader, member.filename, swapped, start)
         return storages[key]
 
     data = entry_bytes(head, members[main])
