@@ -43,6 +43,8 @@ class Container:
     """Whether an index of shards may name it."""
     unread: tuple[str, str] = ("", "")
     """For what toc does not read: what it is (after the file's name), and what its owner can do."""
+    no_features: tuple[str, str] = ("", "")
+    """The same where it is given as features, and more can be said than that it holds none."""
 
     def open_checkpoint(self, path: Path) -> Checkpoint:
         """The checkpoint in a file of this kind. InputError where toc does not read it."""
@@ -54,8 +56,9 @@ class Container:
     def open_features(self, path: Path) -> dict[str, Any]:
         """Every number array of a file of this kind, by key. InputError where it holds no features."""
         if not self.features:
-            if self.unread[0]:
-                raise self.refusal(path)
+            if self.no_features[0] or self.unread[0]:
+                what, hint = self.no_features if self.no_features[0] else self.unread
+                raise InputError(f"{Head(path).shown} {what}.", hint)
             endings = ", ".join(dict.fromkeys(row.suffixes[0] for row in CONTAINERS if row.features and row.suffixes))
             raise InputError(f"{Head(path).shown} is a {self.name} file, not features.", f"Features are in {endings}.")
         sources: dict[str, Any] = _named(self.features)(path)

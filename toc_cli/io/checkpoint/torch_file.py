@@ -117,7 +117,7 @@ class TorchFile(Checkpoint):
 
     def _stays(self, key: str, tensor: torch.Tensor) -> bool:
         """Whether a tensor can be put in the place of the old one: the same shape and type, every number stored once."""
-        old = self._arrays.get(key)
+        old = self.arrays.get(key)
         if old is None or old.storage.start is None or old.storage.swapped:
             return False
         once = old.span >= math.prod(old.shape)
@@ -129,7 +129,7 @@ class TorchFile(Checkpoint):
         members = {member.filename: member for member in Head(self.path).members}
         touched: dict[str, int] = {}
         for key, new in edits.items():
-            old, size = self._arrays[key], BYTES[self._arrays[key].stored]
+            old, size = self.arrays[key], BYTES[self.arrays[key].stored]
             start = old.storage.start
             assert start is not None
             first = start + old.offset * size
