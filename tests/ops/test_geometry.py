@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from criteria import draws, score
 from toc_cli.errors import InputError
-from toc_cli.ops import geometry, rotation, stability
+from toc_cli.ops import geometry, rotation, stability, work
 from toc_cli.ops.blocks import total
 from toc_cli.ops.linear import matmul, unit_rows
 from toc_cli.ops.moments import cross_moments, merge_cross, moments, pair_moments
@@ -47,12 +47,14 @@ def test_special_codebooks():
     assert geometry.effective_rank(line) == pytest.approx(1)
 
 
-def test_the_closest_codes_are_found_or_left_out_but_never_bounded():
+def test_the_closest_codes_are_found_or_left_out_but_never_bounded(monkeypatch):
     codes = draw(0, 1000, 8).astype(np.float32)
     codes[701] = codes[13]
     assert geometry.geometry(codes).min_distance == 0
-    assert geometry.geometry(codes, work=1000**2 * 8).min_distance == 0
-    assert math.isnan(geometry.geometry(codes, work=1000**2 * 8 - 1).min_distance)
+    monkeypatch.setattr(work, "FREE", 0)
+    assert geometry.geometry(codes, run=1000**2 * 8).min_distance == 0
+    assert math.isnan(geometry.geometry(codes, run=1000**2 * 8 - 1).min_distance)
+    assert math.isnan(geometry.geometry(codes, run=work.spectrum(1000, 8) - 1).effective_rank)
 
 
 @settings(max_examples=30, deadline=None)

@@ -18,6 +18,7 @@ POINTS = 256
 HEAT_CODES = 256
 MAP_CODES = 512
 SPECTRUM_CODES = 8192
+WIDE = 1024
 LEAST_SINGULAR = 1e-7  # share of the largest below which a singular value got from a Gram matrix is only rounding
 
 
@@ -28,7 +29,7 @@ def figures(before: Array, after: Array, usage_before: Array, usage_after: Array
     """
     codes = len(before)
     by_usage = np.argsort(-_counts(usage_before), kind="stable")
-    measured = even(by_usage, max(SPECTRUM_CODES, 4 * before.shape[1]))
+    measured = even(by_usage, _measured(before.shape[1]))
     heat, shown = even(by_usage, HEAT_CODES), even(by_usage, MAP_CODES)
     mean, values, axes = principal(float64(before[measured]))
     return {
@@ -46,6 +47,11 @@ def figures(before: Array, after: Array, usage_before: Array, usage_after: Array
             **pca_map(float64(before[shown]) - mean, values, axes),
         },
     }
+
+
+def _measured(dim: int) -> int:
+    """Codes of which a spectrum is drawn: more than D, or few enough that their own Gram matrix is small."""
+    return max(SPECTRUM_CODES, 4 * dim) if dim <= WIDE else WIDE
 
 
 def even(order: np.ndarray, most: int) -> np.ndarray:

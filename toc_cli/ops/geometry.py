@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from toc_cli.ops import work
 from toc_cli.ops.assign import nearest
 from toc_cli.ops.linear import Array, eigenvalues, float64, matmul, unit_rows
 from toc_cli.ops.moments import moments
 
 TILE_ROWS = 4096
-FREE_WORK = 10_000_000_000
-"""Pairs of codes times dimensions that are searched whatever a run costs: a second or so."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,16 @@ class Geometry:
     min_distance: float
     """Smallest Euclidean distance between two codes; NaN where looking for it would have cost too much."""
     effective_rank: float
-    """exp(entropy of the normalised singular values) of the centred codes (Roy, Vetterli 2007); 0 if all are equal."""
+    """exp(entropy of the normalised singular values) of the centred codes (Roy, Vetterli 2007); 0 if all are equal, NaN where
+    it would have cost too much."""
 
 
-def geometry(codes: Array, work: int = FREE_WORK) -> Geometry:
-    """All three of codes (K, D), K >= 2; the distance where K^2 D is at most `work`."""
-    near = min_distance(codes) if len(codes) ** 2 * codes.shape[1] <= work else float("nan")
-    return Geometry(mean_cosine(codes), near, effective_rank(codes))
+def geometry(codes: Array, run: int = 0) -> Geometry:
+    """All three of codes (K, D), K >= 2, those that a run of so much work affords (`toc_cli.ops.work`)."""
+    shape = codes.shape
+    near = min_distance(codes) if work.affordable(work.pairs(*shape), run) else float("nan")
+    rank = effective_rank(codes) if work.affordable(work.spectrum(*shape), run) else float("nan")
+    return Geometry(mean_cosine(codes), near, rank)
 
 
 def _tiles(codes: Array) -> list[Array]:

@@ -17,7 +17,7 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.ops.assign import Searcher
-from toc_cli.ops.linear import Array, float64, matmul, unit_rows, weighted_sum
+from toc_cli.ops.linear import Array, float64, matmul, rows_times, unit_rows, weighted_sum
 
 Metric: TypeAlias = Literal["euclidean", "cosine", "dot", "logits"]
 
@@ -26,8 +26,8 @@ TILE_NUMBERS = 1 << 22
 """Numbers of a tile that is walked in float64, where no product's rounding fixes its rows."""
 HELD_NUMBERS = 1 << 22
 """Codes of a quantiser of up to this many numbers are also held in float64, as they are passed on (32 MiB)."""
-HELD_PANELS = 1 << 24
-"""Codes of up to this many numbers stay packed for search (96 MiB); larger ones are packed again for each tile."""
+HELD_PANELS = 1 << 23
+"""Codes of up to this many numbers stay packed for search (48 MiB); larger ones are packed again for each tile."""
 NEAR_TIE = 1e-6
 
 
@@ -251,11 +251,10 @@ class Quantiser:
         What `fill` (L, H, D) holds outside those components is passed on.
         """
         self._require_all_dimensions()
-        codes = [
-            torch.stack([torch.from_numpy(matmul(book, turn)) for book, turn in zip(level.codes, turns, strict=True)])
-            for level, turns in zip(self.levels, rotation.expand(len(self.levels), -1, -1, -1), strict=True)
-        ]
-        stored = [self._stored(code, level.codes) for code, level in zip(codes, self.levels, strict=True)]
+        stored = []
+        for level, turns in zip(self.levels, rotation.expand(len(self.levels), -1, -1, -1), strict=True):
+            turned = [torch.from_numpy(rows_times(book, turn)) for book, turn in zip(level.codes, turns, strict=True)]
+            stored.append(self._stored(torch.stack(turned) if len(turned) > 1 else turned[0][None], level.codes))
         return self._with(stored, fill, rotation=rotation)
 
     def recoded(self, tables: Sequence[torch.Tensor]) -> Quantiser:

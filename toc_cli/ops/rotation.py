@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toc_cli.errors import InputError
-from toc_cli.ops.linear import Array, eigh, float64, matmul, orthonormal
+from toc_cli.ops.linear import TILE_NUMBERS, Array, eigh, float64, matmul, orthonormal, weighted_sum
 from toc_cli.ops.moments import CrossMoments, cross_covariance
 
 RIDGE = 0.3
@@ -48,16 +48,19 @@ def _signed(vectors: np.ndarray) -> np.ndarray:
 
 def usage_covariance(codes: Array, usage: Array | None = None) -> np.ndarray:
     """sum_k p_k (e_k - m)(e_k - m)^T (D, D) of codes (K, D), p from usage (K,); uniform without it."""
-    e = float64(codes)
-    p = np.full(len(e), 1.0) if usage is None else float64(usage)
+    p = np.full(len(codes), 1.0) if usage is None else float64(usage)
     if p.sum() <= 0:
         raise InputError(
-            f"No feature chooses any of the {len(e)} codes: a covariance needs usage.", "Use --criterion toc."
+            f"No feature chooses any of the {len(codes)} codes: a covariance needs usage.", "Use --criterion toc."
         )
     p = p / p.sum()
-    mean = np.einsum("k,kd->d", p, e)
-    off = (e - mean) * np.sqrt(p)[:, None]
-    return matmul(off.T, off)
+    mean = weighted_sum(p, codes)
+    total = np.zeros((codes.shape[1], codes.shape[1]))
+    step = max(1, TILE_NUMBERS // codes.shape[1])
+    for start in range(0, len(codes), step):
+        off = (float64(codes[start : start + step]) - mean) * np.sqrt(p[start : start + step])[:, None]
+        total += matmul(off.T, off)
+    return total
 
 
 def pca(codes: Sequence[Array], usage: Sequence[Array] | None = None) -> Rotation:

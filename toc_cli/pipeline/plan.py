@@ -265,6 +265,7 @@ def plan_optimization(
     ]
     preflight(ckpt, studies, outputs)
     studies = [replace(study, criteria=candidates(ckpt, study)) for study in studies]
+    ckpt.close()  # what it maps counts as memory; it opens again when it is written
     hashes = hash_inputs(ckpt, opened, ranks)
     if options.codes is not None:
         studies = recode(studies)
@@ -345,7 +346,8 @@ def _entry(curve: Curve, choice: Choice) -> dict[str, Any]:
     study, options = curve.study, curve.study.options
     wanted = {CHOSEN: choice}
     wanted |= {f"random{k}": curve.choice("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
-    wanted |= {name: curve.choice(name, choice.count, options.seed) for name in ("variance", "pca")}
+    others = ("variance", "pca") if curve.affords_rotation else ("variance",)
+    wanted |= {name: curve.choice(name, choice.count, options.seed) for name in others}
     counts = parse_sweep(options.sweep, study.full.dim) if options.sweep else []
     points = curve.swept(counts)
     runs = curve.measure(wanted | curve.choices(points), keep=("full", CHOSEN))

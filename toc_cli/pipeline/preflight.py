@@ -20,6 +20,7 @@ from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import inexact_mean
 from toc_cli.pipeline.codes import refuse_codes
 from toc_cli.pipeline.curve import parse_sweep
+from toc_cli.pipeline.memory import refuse_what_does_not_fit
 from toc_cli.pipeline.options import AUTO, Options
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.source import Source
@@ -44,11 +45,12 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
     """Refuse what features of these shapes, the asked forms, or the library of `--verify` rule out.
 
     Raises:
-        UsageError: a form that a codebook cannot take, or a verification that cannot be run.
+        UsageError: a form that a codebook cannot take, a verification that cannot be run, a budget that is too small.
         InputError: a criterion without its pairs; a codec that its library does not run as it came.
     """
     for study in studies:
         refuse_alone(study, study.options.criterion)
+    refuse_what_does_not_fit(studies)
     if outputs is None:
         return
     if any(study.options.lean for study in studies):

@@ -10,9 +10,10 @@ import torch
 
 from toc_cli import __version__
 from toc_cli.io.artefact import RECORD_SCHEMA
+from toc_cli.ops import work
 from toc_cli.ops.bootstrap import FEW, beyond_chance, interval, resample_together
 from toc_cli.ops.figures import figures
-from toc_cli.ops.geometry import FREE_WORK, Geometry, geometry, usage_rank
+from toc_cli.ops.geometry import Geometry, geometry, usage_rank
 from toc_cli.ops.metrics import measure, stack
 from toc_cli.ops.scores import dead_dimensions
 from toc_cli.ops.usage import count_tokens, is_rarefied, js_bits, matches, resampled_usage, usage
@@ -109,6 +110,7 @@ class BookRecord:
             "dead_dimensions": max(map(max, dead)),
             "dead_by_head": dead,
             "constant_dimensions": constant_everywhere(self.source),
+            "left_out": self._left_out(pooled),
             "figures": self._pictures(pooled),
             **more,
         }
@@ -138,7 +140,9 @@ class BookRecord:
             codes = self.num_codes if level is None else [self.num_codes[level]]
             used = _rounded(usage(counts))
             one |= used | _shape(shape if level is None else [shape[level]])
-            one["usage_rank"] = _usage_rank([each.codes for each in self._levels(name, level)], counts)
+            one["usage_rank"] = _usage_rank(
+                [each.codes for each in self._levels(name, level)], counts, self.census.rows
+            )
             one["bytes"] = sum(
                 level.codes.numel() * self.source.book.dtype.itemsize for level in self._levels(name, level)
             )
@@ -164,8 +168,23 @@ class BookRecord:
         return {
             "random": {field: _spread([draw[field] for draw in draws]) for field in BASELINE_FIELDS},
             "variance": at("variance"),
-            "pca": at("pca"),
+            "pca": at("pca") if "pca" in run.sums else dict.fromkeys(BASELINE_FIELDS),
         }
+
+    def _left_out(self, pooled: Measured) -> dict[str, str]:
+        """Figures that would have cost more than the run, and why each is null."""
+        rows, dim = self.census.rows, self.source.full.dim
+        largest = max(self.num_codes)
+        reason = f"of {largest} codes in {dim} dimensions it costs more than quantising {rows} rows"
+        run = work.search(largest, dim, rows)
+        found = {}
+        if not work.affordable(work.pairs(largest, dim), run):
+            found["min_distance"] = reason
+        if not work.affordable(work.spectrum(largest, dim), run):
+            found["effective_rank"] = found["usage_rank"] = reason
+        if "pca" not in pooled.sums:
+            found["baselines.pca"] = reason if dim <= work.WIDEST_ROTATION else f"it rotates {dim} dimensions"
+        return found
 
     def _advantage(self, run: Measured) -> dict[str, Any]:
         """How much less excess distortion, and more agreement, than random dimensions, paired over the same blocks; the interval
@@ -267,8 +286,8 @@ def _pool(runs: Sequence[Measured]) -> Measured:
 
 
 def _geometries(levels: Sequence[torch.Tensor], rows: int) -> list[list[Geometry]]:
-    """Of every table; the closest codes are looked for where that costs no more than choosing codes for all rows did."""
-    return [[geometry(codes, max(FREE_WORK, rows * codes.numel())) for codes in level] for level in levels]
+    """Of every table; what costs more than choosing codes for all rows did is left out."""
+    return [[geometry(codes, work.search(codes.shape[0], codes.shape[1], rows)) for codes in level] for level in levels]
 
 
 def _shape(levels: Sequence[Sequence[Geometry]]) -> dict[str, float | None]:
@@ -281,8 +300,11 @@ def _shape(levels: Sequence[Sequence[Geometry]]) -> dict[str, float | None]:
     }
 
 
-def _usage_rank(levels: Sequence[torch.Tensor], counts: Sequence[np.ndarray]) -> float:
-    """Mean over tables of codes (H, K, D) per level and their counts (H, K)."""
+def _usage_rank(levels: Sequence[torch.Tensor], counts: Sequence[np.ndarray], rows: int) -> float | None:
+    """Mean over tables of codes (H, K, D) per level and their counts (H, K); None where it costs more than the run."""
+    shapes = [(codes.shape[1], codes.shape[2]) for codes in levels]
+    if not all(work.affordable(work.spectrum(k, d), work.search(k, d, rows)) for k, d in shapes):
+        return None
     tables = [
         (codes, n) for book, used in zip(levels, counts, strict=True) for codes, n in zip(book, used, strict=True)
     ]
