@@ -67,17 +67,6 @@ def matmul(a: Array, b: Array) -> np.ndarray:
         return (aligned(a) @ aligned(b)).numpy()
 
 
-def rows_times(a: Array, b: Array) -> np.ndarray:
-    """`matmul` of many rows a (M, P), a tile of them at a time: what is held beside the result stays small."""
-    step = max(1, TILE_NUMBERS // max(1, a.shape[1]))
-    if len(a) <= step:
-        return matmul(a, b)
-    product = np.empty((len(a), b.shape[1]))
-    for start in range(0, len(a), step):
-        product[start : start + step] = matmul(a[start : start + step], b)
-    return product
-
-
 def eigh(symmetric: Array) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues (D,) descending and eigenvectors (D, D) in columns of a symmetric matrix (D, D)."""
     with one_thread():

@@ -22,6 +22,8 @@ FIRST = np.zeros(1, dtype=np.int64)
 """All rows as one block."""
 TILE_NUMBERS = 1 << 16
 """Numbers of a tile of rows: half a MiB in float64, so that what is computed of them stays in cache."""
+TOTALS_NUMBERS = 1 << 21
+"""Numbers of totals over resamples that are held at a time: 16 MiB."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,21 @@ def measure(
         result["token_agreement"] = totals(sums.agree, weights)[:, at].mean(axis=1) / rows
         result["excess_distortion"] = _ratio(error, totals(full.error, weights)[:, through]) - 1
     if spread is not None:
-        mean = totals(spread.first, weights) / rows[:, None]
-        power = totals(spread.second, weights) / rows - np.einsum("rv,rv->r", mean, mean)
+        power = totals(spread.second, weights) / rows - _squared_means(spread.first, weights, rows)
         with np.errstate(divide="ignore", invalid="ignore"):
             result["snr_db"] = 10 * np.log10(_ratio(power, result["distortion"]))
     return result
+
+
+def _squared_means(first: np.ndarray, weights: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """|mean|^2 (R,) of block sums (B, V) over so many rows (R,), a few resamples at a time where V is large."""
+    step = max(1, TOTALS_NUMBERS // first.shape[1])
+    found = []
+    for start in range(0, len(rows), step):
+        some = None if weights is None else weights[start : start + step]
+        mean = totals(first, some) / rows[start : start + step, None]
+        found.append(np.einsum("rv,rv->r", mean, mean))
+    return np.concatenate(found)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -46,9 +46,8 @@ def _tiles(rows: int) -> list[slice]:
     return [slice(start, min(rows, start + TILE_ROWS)) for start in range(0, rows, TILE_ROWS)]
 
 
-def moments(x: Array) -> Moments:
-    """Moments of one block (N, D), N >= 1: two passes over each tile while it is in the cache."""
-    state: Moments | None = None
+def moments(x: Array, state: Moments | None = None) -> Moments:
+    """Moments of one block (N, D), N >= 1: two passes over each tile while it is in the cache. After those of a `state`, if given."""
     for tile in _tiles(len(x)):
         rows = float64(x[tile])
         mean = rows.sum(axis=0) / len(rows)

@@ -17,7 +17,8 @@ import torch
 
 from toc_cli.errors import InputError
 from toc_cli.ops.assign import Searcher
-from toc_cli.ops.linear import Array, float64, matmul, rows_times, unit_rows, weighted_sum
+from toc_cli.ops.linear import TILE_NUMBERS as WEIGHED_NUMBERS
+from toc_cli.ops.linear import Array, float64, matmul, unit_rows, weighted_sum
 
 Metric: TypeAlias = Literal["euclidean", "cosine", "dot", "logits"]
 
@@ -26,8 +27,8 @@ TILE_NUMBERS = 1 << 22
 """Numbers of a tile that is walked in float64, where no product's rounding fixes its rows."""
 HELD_NUMBERS = 1 << 22
 """Codes of a quantiser of up to this many numbers are also held in float64, as they are passed on (32 MiB)."""
-HELD_PANELS = 1 << 23
-"""Codes of up to this many numbers stay packed for search (48 MiB); larger ones are packed again for each tile."""
+HELD_PANELS = 1 << 22
+"""Codes of up to this many numbers stay packed for search (24 MiB); larger ones are packed again for each tile."""
 NEAR_TIE = 1e-6
 
 
@@ -253,14 +254,24 @@ class Quantiser:
         self._require_all_dimensions()
         stored = []
         for level, turns in zip(self.levels, rotation.expand(len(self.levels), -1, -1, -1), strict=True):
-            turned = [torch.from_numpy(rows_times(book, turn)) for book, turn in zip(level.codes, turns, strict=True)]
-            stored.append(self._stored(torch.stack(turned) if len(turned) > 1 else turned[0][None], level.codes))
+            parts = [self._rotated(book, turn, level.codes) for book, turn in zip(level.codes, turns, strict=True)]
+            wide = any(part.dtype != level.codes.dtype for part in parts)
+            stored.append(torch.stack([part.float() if wide else part for part in parts]))
         return self._with(stored, fill, rotation=rotation)
 
     def recoded(self, tables: Sequence[torch.Tensor]) -> Quantiser:
         """The same with other codes (H, K', D) per level."""
         self._require_all_dimensions()
         return self._with([self._stored(codes) for codes in tables], None)
+
+    def _rotated(self, codes: torch.Tensor, turn: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Codes E R (K, D') as they are stored, a tile at a time."""
+        step = max(1, WEIGHED_NUMBERS // codes.shape[1])
+        parts = [self._stored(torch.from_numpy(matmul(tile, turn)), like) for tile in codes.split(step)]
+        wide = any(part.dtype != like.dtype for part in parts)
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([part.float() if wide else part for part in parts])
 
     def masked(self, kept: torch.Tensor, fill: Array | None = None) -> Quantiser:
         """The same-shape form: every code holds `fill` (L, H, D) off the kept dimensions; the tokens are `pruned`'s."""
@@ -305,7 +316,8 @@ class Quantiser:
         like = codes if like is None else like
         exact = torch.from_numpy(unit_rows(codes)) if self.stored_unit else codes
         stored = exact.to(like)
-        return stored if bool(stored.isfinite().all()) else exact.float().to(like.device)
+        fits = like.element_size() >= 4 or bool(stored.isfinite().all())
+        return stored if fits else exact.float().to(like.device)
 
     def _require_all_dimensions(self) -> None:
         if any(level.kept is not None or level.rotation is not None for level in self.levels):

@@ -12,7 +12,7 @@ import numpy as np
 
 from toc_cli.errors import InputError
 from toc_cli.ops.linear import TILE_NUMBERS, Array, eigh, float64, matmul, orthonormal, weighted_sum
-from toc_cli.ops.moments import CrossMoments, cross_covariance
+from toc_cli.ops.moments import TILE_ROWS, CrossMoments, Moments, cross_covariance, moments
 
 RIDGE = 0.3
 """Share of the mean variance that `discriminant` adds to every direction of the error: without it tiny errors decide."""
@@ -32,6 +32,14 @@ class Rotation:
     def apply(self, x: Array) -> np.ndarray:
         """x (N, D) in all components, float64."""
         return matmul(x, self.matrix)
+
+    def moments(self, x: Array) -> Moments:
+        """Moments of x (N, D) in all components, a tile of rows at a time."""
+        step = max(TILE_ROWS, TILE_NUMBERS // x.shape[1] // TILE_ROWS * TILE_ROWS)
+        state = moments(self.apply(x[:step]))
+        for start in range(step, len(x), step):
+            state = moments(self.apply(x[start : start + step]), state)
+        return state
 
 
 def rotation(symmetric: np.ndarray) -> Rotation:

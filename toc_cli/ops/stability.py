@@ -89,9 +89,9 @@ def code_draws(
     times = resample(len(codes), seed, resamples)  # (R, K)
     u = np.ones(len(codes)) if usage is None else float64(usage)
     mean = moments(codes).mean
-    mass = (times * u).sum(axis=1)
-    valid = (mass > 0) & ((times * u * u).sum(axis=1) < mass**2)  # two chosen codes or more
-    times, mass = times[valid], mass[valid, None]
+    mass, squares = np.array([[(drawn * u).sum(), (drawn * u * u).sum()] for drawn in times]).T
+    valid = (mass > 0) & (squares < mass**2)  # two chosen codes or more
+    times, mass, squares = times if valid.all() else times[valid], mass[valid, None], squares[valid, None]
     sums = np.zeros((4, len(times), len(mean)))
     for start in range(0, len(codes), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
@@ -100,7 +100,7 @@ def code_draws(
         for order, p in enumerate((times[:, tile] * u[tile] / mass, times[:, tile] * (u[tile] / mass) ** 2)):
             sums[2 * order : 2 * order + 2] += matmul(p, both).reshape(len(p), 2, -1).transpose(1, 0, 2)
     first, second, first2, second2 = sums  # sum p o, sum p o^2, sum p^2 o, sum p^2 o^2 with o = e - mean
-    square = (times * u * u).sum(axis=1)[:, None] / mass**2  # sum p^2
+    square = squares / mass**2  # sum p^2
     variance = (second - first**2) / (1 - square)
     own = second2 + mean * (2 * first2 + mean * square)  # sum p^2 e^2
     similarity = ((mean + first) ** 2 - own) / (1 - square)

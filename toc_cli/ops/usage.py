@@ -124,7 +124,7 @@ def resampled_usage(
 
 def _resampled_entropy(weights: np.ndarray, cells: sparse.csr_array) -> np.ndarray:
     """Entropy (R,) of weights (R, B) times counts (B, K), a few resamples at a time."""
-    step = max(1, (1 << 22) // cells.shape[1])
+    step = max(1, (1 << 20) // cells.shape[1])
     parts = [entropy((cells.T @ weights[start : start + step].T).T) for start in range(0, len(weights), step)]
     return np.concatenate(parts)
 

@@ -11,7 +11,6 @@ import torch
 from toc_cli.errors import UsageError
 from toc_cli.ops.criteria.base import Known
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.ops.moments import moments
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.rotation import Rotation
 from toc_cli.ops.scores import Scores, shared, similarity_and_variance
@@ -101,7 +100,7 @@ def _ranking(study: Study, criterion: str, seed: int) -> Ranking:
 
 def turned(about: Known, rotation: Rotation) -> Scores:
     """The scores of a rotation's components: their eigenvalues, beside similarity and variance of the rotated codes."""
-    return Scores(rotation.eigenvalues, *similarity_and_variance(moments(rotation.apply(about.scored))))
+    return Scores(rotation.eigenvalues, *similarity_and_variance(rotation.moments(about.scored)))
 
 
 def choose(study: Study, ranking: Ranking, count: int, fill: np.ndarray | None = None) -> Choice:

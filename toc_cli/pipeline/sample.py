@@ -5,7 +5,9 @@ Every figure is a sum over blocks of the sample, so that neither the reader's ch
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,6 +131,12 @@ class Sample:
             yield x, bounds
 
 
+def give_back() -> None:
+    """Hand freed memory back to the system: the C library keeps it, and what several large forms leave adds up."""
+    with suppress(OSError, AttributeError):  # other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @dataclass
 class _Truth:
     """What the full codebook makes of a chunk: tokens (n, L, H) and sums per piece."""
@@ -243,6 +251,9 @@ def _compare(
         if name in keep:
             part.tokens[name] = found.tokens.to(truth.tokens.dtype)
         advance(len(x))
+        if not form.levels[0].held:
+            del form, build
+            give_back()
     return part
 
 
