@@ -25,7 +25,7 @@ SHAPES = {
     "wide rows": (8192, 1024, 64, 1),
     "wider rows": (2048, 2048, 64, 1),
     "widest rows": (256, 8192, 64, 1),
-    "a large codebook": (256, 256, 32768, 1),
+    "many rows": (16384, 512, 64, 1),
     "large levels": (256, 256, 16384, 3),
 }
 
