@@ -28,7 +28,7 @@ def candidates(ckpt: Checkpoint, study: Study) -> tuple[str, ...]:
     if options.criterion != AUTO:
         return (options.criterion,)
     offered = supported(ckpt, study.source.book, rotated=True)
-    turns = not any(offered[mode] for mode in options.emit)
+    turns = study.affords_rotation and not any(offered[mode] for mode in options.emit)
     reads = ("codes", "usage") if full.logits is not None else ("codes", "usage", "features")
     needs = (*reads, "pairs") if full.logits is None and pairs_of(study.fits) else reads
     return tuple(

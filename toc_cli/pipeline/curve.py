@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from toc_cli.errors import InputError, UsageError
-from toc_cli.ops import work
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.metrics import Sums, measure, stack
 from toc_cli.ops.selection import parse_keep
@@ -77,14 +76,6 @@ class Curve:
         """Whether no unit is in both parts: only a single one cannot be split."""
         return self.part is not None and all(len(sample.whole) > 1 for sample in self.samples)
 
-    @property
-    def affords_rotation(self) -> bool:
-        """Whether a rotation that nobody asked for costs no more than the run (`toc_cli.ops.work`)."""
-        full, rows = self.study.full, self.study.census.rows
-        shapes = [(level.codes.shape[1], full.dim) for level in full.levels]
-        fits = all(work.affordable(work.rotation(k, d), work.search(k, d, rows)) for k, d in shapes)
-        return fits and full.dim <= work.WIDEST_ROTATION
-
     def choice(self, criterion: str, count: int, seed: int) -> Choice:
         """What `criterion` keeps of `count` dimensions; `--ratio` goes with the run's own criterion alone."""
         study = self.study if criterion == self.study.options.criterion else self.study.asking(ratio=None)
@@ -127,7 +118,7 @@ class Curve:
             name
             for name, row in CRITERIA.items()
             if name == options.criterion
-            or (row.need in ("codes", "usage") and (not row.rotates or self.affords_rotation))
+            or (row.need in ("codes", "usage") and (not row.rotates or self.study.affords_rotation))
         ]
         return {name: [options.seed + k for k in range(RANDOM_SEEDS if name == "random" else 1)] for name in names}
 

@@ -47,12 +47,11 @@ def _needs(study: Study) -> dict[str, int]:
         for fit in study.fits
     )
     found = {MEASURED: rows * (ROW_BYTES + 16 * places)}
-    criteria = [name for name in options.criteria if name in CRITERIA]
-    if any(CRITERIA[name].rotates for name in criteria):
+    asked = options.criterion
+    if asked in CRITERIA and CRITERIA[asked].rotates:
         found[f"a rotation of {full.dim} dimensions"] = square * ROTATION_MATRICES
-    for name in criteria:
-        if name in SQUARE:
-            found[f"what --criterion {name} sums over the features"] = square * places * SEGMENTS
+    if asked in SQUARE:
+        found[f"what --criterion {asked} sums over the features"] = square * places * SEGMENTS
     return found
 
 

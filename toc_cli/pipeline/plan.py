@@ -346,7 +346,7 @@ def _entry(curve: Curve, choice: Choice) -> dict[str, Any]:
     study, options = curve.study, curve.study.options
     wanted = {CHOSEN: choice}
     wanted |= {f"random{k}": curve.choice("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
-    others = ("variance", "pca") if curve.affords_rotation else ("variance",)
+    others = ("variance", "pca") if curve.study.affords_rotation else ("variance",)
     wanted |= {name: curve.choice(name, choice.count, options.seed) for name in others}
     counts = parse_sweep(options.sweep, study.full.dim) if options.sweep else []
     points = curve.swept(counts)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from toc_cli.io.features import Features
+from toc_cli.ops import work
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.options import Options, Progress
@@ -49,6 +50,14 @@ class Study:
     def budget(self) -> int:
         """Bytes for what grows with the features (`--max-memory`)."""
         return self.options.max_memory
+
+    @property
+    def affords_rotation(self) -> bool:
+        """Whether a rotation that nobody asked for costs no more than the run (`toc_cli.ops.work`)."""
+        full, rows = self.full, self.census.rows
+        shapes = [(level.codes.shape[1], full.dim) for level in full.levels]
+        fits = all(work.affordable(work.rotation(k, d), work.search(k, d, rows)) for k, d in shapes)
+        return fits and full.dim <= work.WIDEST_ROTATION
 
     def asking(self, **changes: Any) -> Study:
         """The same with other options."""
