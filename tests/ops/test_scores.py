@@ -96,10 +96,22 @@ def test_pair_and_cross_moments_are_the_covariance(rows, seed, data):
     pairs = blocks.total([moments.pair_moments(*half) for half in halves], moments.merge_pairs)
     expected = (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / rows
     np.testing.assert_allclose(moments.cross_covariance(cross), expected, atol=1e-12)
-    np.testing.assert_allclose(pairs.co / rows, np.diag(expected), atol=1e-12)
+    np.testing.assert_allclose(pairs.co[0] / rows, np.diag(expected), atol=1e-12)
     if rows > 1:
         expected = [np.corrcoef(a[:, d], b[:, d])[0, 1] for d in range(3)]
-        np.testing.assert_allclose(moments.correlation(pairs), expected, atol=1e-9)
+        np.testing.assert_allclose(moments.correlation(pairs)[0], expected, atol=1e-9)
+
+
+def test_moments_of_many_modalities_are_those_of_their_pairs():
+    sides = np.random.default_rng(0).standard_normal((4, 50, 3)) + np.arange(4)[:, None, None]
+    halves = [sides[:, :20], sides[:, 20:]]
+    cross = blocks.total([moments.cross_moments(*half) for half in halves], moments.merge_cross)
+    pairs = blocks.total([moments.pair_moments(*half) for half in halves], moments.merge_pairs)
+    alone = [(a, b) for at, a in enumerate(sides) for b in sides[at + 1 :]]
+    summed = sum(moments.cross_covariance(moments.cross_moments(a, b)) for a, b in alone)
+    np.testing.assert_allclose(moments.cross_covariance(cross), summed, atol=1e-12)
+    each = np.concatenate([moments.correlation(moments.pair_moments(a, b)) for a, b in alone])
+    np.testing.assert_allclose(moments.correlation(pairs), each, atol=1e-12)
 
 
 @settings(deadline=None)

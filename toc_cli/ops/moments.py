@@ -6,6 +6,7 @@ Legend: N rows, D dimensions. Sums are shifted by the block's own mean, so |mean
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -25,21 +26,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class PairMoments:
-    """Moments of paired rows (a, b), dimension by dimension."""
+    """Moments of paired rows of M modalities, dimension by dimension; P = M (M - 1) / 2 pairs, (0, 1), (0, 2), …"""
 
-    a: Moments
-    b: Moments
-    co: np.ndarray  # (D,) sum over pairs of (a - mean a)(b - mean b)
+    count: int
+    mean: np.ndarray  # (M, D)
+    m2: np.ndarray  # (M, D)
+    co: np.ndarray  # (P, D) sum over rows of (a - mean a)(b - mean b)
 
 
 @dataclass(frozen=True)
 class CrossMoments:
-    """Means and centred cross moments of paired rows (a, b), every dimension with every other."""
+    """Means and centred cross moments of paired rows of M modalities, every dimension with every other, summed over the pairs."""
 
     count: int
-    mean_a: np.ndarray  # (D,)
-    mean_b: np.ndarray  # (D,)
-    co: np.ndarray  # (D, D) sum over pairs of (a - mean a)(b - mean b)^T
+    means: np.ndarray  # (M, D)
+    co: np.ndarray  # (D, D) sum over rows, and pairs a before b, of (a - mean a)(b - mean b)^T
 
 
 def _tiles(rows: int) -> list[slice]:
@@ -70,43 +71,65 @@ def variance(state: Moments) -> np.ndarray:
     return state.m2 / max(1, state.count - 1)
 
 
-def pair_moments(a: Array, b: Array) -> PairMoments:
-    """Moments of one block of pairs, a and b (N, D)."""
-    p, q = moments(a), moments(b)
-    co = np.zeros_like(p.mean)
-    for tile in _tiles(len(a)):
-        co += np.einsum("nd,nd->d", float64(a[tile]) - p.mean, float64(b[tile]) - q.mean)
-    return PairMoments(p, q, co)
+def pair_moments(*sides: Array) -> PairMoments:
+    """Moments of one block of paired rows, each side (N, D)."""
+    own = [moments(x) for x in sides]
+    mean = np.stack([side.mean for side in own])
+    co = np.zeros((len(own) * (len(own) - 1) // 2, mean.shape[1]))
+    for tile in _tiles(len(sides[0])):
+        off = [float64(x[tile]) - m for x, m in zip(sides, mean, strict=True)]
+        for total, (a, b) in zip(co, combinations(off, 2), strict=True):
+            total += np.einsum("nd,nd->d", a, b)
+    return PairMoments(own[0].count, mean, np.stack([side.m2 for side in own]), co)
 
 
 def merge_pairs(p: PairMoments, q: PairMoments) -> PairMoments:
-    """Moments of the pairs of both."""
-    weight = p.a.count * q.a.count / (p.a.count + q.a.count)
-    co = p.co + q.co + (q.a.mean - p.a.mean) * (q.b.mean - p.b.mean) * weight
-    return PairMoments(merge(p.a, q.a), merge(p.b, q.b), co)
+    """Moments of the rows of both."""
+    count = p.count + q.count
+    shift, weight = q.mean - p.mean, p.count * q.count / count
+    both = [a * b for a, b in combinations(shift, 2)]
+    return PairMoments(
+        count,
+        p.mean + shift * (q.count / count),
+        p.m2 + q.m2 + shift * shift * weight,
+        p.co + q.co + np.stack(both) * weight,
+    )
 
 
 def correlation(state: PairMoments) -> np.ndarray:
-    """Pearson correlation per dimension (D,) over the pairs; 0 where either side is constant."""
-    scale = np.sqrt(state.a.m2 * state.b.m2)
+    """Pearson correlation per dimension (P, D) of each pair; 0 where either side is constant."""
+    scale = np.stack([np.sqrt(a * b) for a, b in combinations(state.m2, 2)])
     return np.divide(state.co, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
-def cross_moments(a: Array, b: Array) -> CrossMoments:
-    """Cross moments of one block of pairs, a and b (N, D)."""
-    mean_a, mean_b = moments(a).mean, moments(b).mean
-    return CrossMoments(len(a), mean_a, mean_b, matmul((float64(a) - mean_a).T, float64(b) - mean_b))
+def cross_moments(*sides: Array) -> CrossMoments:
+    """Cross moments of one block of paired rows, each side (N, D).
+
+    One product per side: b meets the sum of all sides before it, sum over a < b of off_a^T off_b.
+    """
+    means = np.stack([moments(x).mean for x in sides])
+    before = float64(sides[0]) - means[0]
+    co = np.zeros((means.shape[1], means.shape[1]))
+    for at in range(1, len(sides)):
+        off = float64(sides[at]) - means[at]
+        product = matmul(before.T, off)
+        co = product if at == 1 else co + product
+        before = before + off
+    return CrossMoments(len(sides[0]), means, co)
 
 
 def merge_cross(p: CrossMoments, q: CrossMoments) -> CrossMoments:
-    """Cross moments of the pairs of both."""
+    """Cross moments of the rows of both."""
     count = p.count + q.count
-    shift_a, shift_b = q.mean_a - p.mean_a, q.mean_b - p.mean_b
-    co = p.co + q.co + np.outer(shift_a, shift_b) * (p.count * q.count / count)
-    part = q.count / count
-    return CrossMoments(count, p.mean_a + shift_a * part, p.mean_b + shift_b * part, co)
+    shift = q.means - p.means
+    before, between = shift[0], np.zeros_like(p.co)
+    for at in range(1, len(shift)):
+        between = np.outer(before, shift[at]) if at == 1 else between + np.outer(before, shift[at])
+        before = before + shift[at]
+    co = p.co + q.co + between * (p.count * q.count / count)
+    return CrossMoments(count, p.means + shift * (q.count / count), co)
 
 
 def cross_covariance(state: CrossMoments) -> np.ndarray:
-    """C = mean (a - mean a)(b - mean b)^T, (D, D)."""
+    """C = sum over pairs of the mean of (a - mean a)(b - mean b)^T, (D, D)."""
     return state.co / state.count

@@ -120,7 +120,9 @@ def pair_draws(
 ) -> list[Scores]:
     """Scores of `xmodal` on resamples of the units of each pair of modalities; the codes' own `toc` scores stay."""
     pairs = [_resampled(own, _repeat_pair, merge_pairs, resamples, seed + n) for n, own in enumerate(units)]
-    shared = [np.mean([correlation(state) for state in states], axis=0) for states in zip(*pairs, strict=True)]
+    shared = [
+        np.concatenate([correlation(state) for state in states]).mean(axis=0) for states in zip(*pairs, strict=True)
+    ]
     return [plus(toc, extra) for extra in shared]
 
 
@@ -173,7 +175,7 @@ def _repeat(unit: Moments, times: int) -> Moments:
 
 
 def _repeat_pair(unit: PairMoments, times: int) -> PairMoments:
-    return PairMoments(_repeat(unit.a, times), _repeat(unit.b, times), unit.co * times)
+    return PairMoments(unit.count * times, unit.mean, unit.m2 * times, unit.co * times)
 
 
 def _repeat_scatter(unit: Scatter, times: int) -> Scatter:

@@ -35,6 +35,18 @@ class Census:
         return [np.sum(levels, axis=0) for levels in zip(*self.usage.values(), strict=True)]
 
 
+def paired(fits: Sequence[Fit]) -> list[list[Fit]]:
+    """The modalities that are paired row by row, group by group, each of two or more; `pairs_of` are the pairs in them."""
+    groups: list[list[Fit]] = []
+    for fit in fits:
+        own = next((g for g in groups if all(fit.dataset.pairs_with(other.dataset) for other in g)), None)
+        if own is None:
+            groups.append([fit])
+        else:
+            own.append(fit)
+    return [group for group in groups if len(group) > 1]
+
+
 def pairs_of(fits: Sequence[Fit]) -> list[tuple[Fit, Fit]]:
     """Modalities that are paired row by row: those of equal length and equal units, each with each."""
     return [(a, b) for at, a in enumerate(fits) for b in fits[at + 1 :] if a.dataset.pairs_with(b.dataset)]

@@ -13,7 +13,7 @@ from toc_cli.ops.blocks import Grid, extend, grid, split
 from toc_cli.ops.criteria.base import Side
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
-from toc_cli.pipeline.census import Units, pairs_of
+from toc_cli.pipeline.census import Units, paired
 from toc_cli.pipeline.knowledge import groups, table
 from toc_cli.pipeline.ranks import Ranks
 from toc_cli.pipeline.source import Fit, form_for
@@ -150,16 +150,20 @@ def rows_before(study: Study, name: str) -> int:
 
 
 def _sum_pairs(study: Study) -> None:
-    """A second pass over every pair of modalities, for criteria that read pairs."""
+    """A second pass over the modalities that are paired, all in lockstep, for criteria that read pairs. Only levels that see
+    what the ones before left need a search."""
     streams = []
-    for pair in pairs_of(study.fits):
-        own = Sums(study, "pairs", pair[0].dataset.rows)
+    full = study.full
+    searched = full.residual and len(full.levels) > 1
+    for fits in paired(study.fits):
+        own = Sums(study, "pairs", fits[0].dataset.rows)
         if not own.reductions:
             return
-        forms = [form_for(study.full, fit) for fit in pair]
-        with study.progress("summing " + " and ".join(fit.dataset.name for fit in pair), own.blocks.rows) as advance:
-            for block in own_blocks(study.features, pair, own.blocks, study.ranks):
-                own.add([Rows(form, x, form.tokens(x), 0) for form, x in zip(forms, block, strict=True)])
+        forms = [form_for(full, fit) for fit in fits]
+        with study.progress("summing " + " and ".join(fit.dataset.name for fit in fits), own.blocks.rows) as advance:
+            for block in own_blocks(fits, own.blocks, study.ranks):
+                tokens = [form.tokens(x if searched else x[:0]) for form, x in zip(forms, block, strict=True)]
+                own.add([Rows(form, x, t, 0) for form, x, t in zip(forms, block, tokens, strict=True)])
                 advance(len(block[0]))
         streams.append(own.gathered())
     for criterion in streams[0] if streams else ():
@@ -168,16 +172,14 @@ def _sum_pairs(study: Study) -> None:
         }
 
 
-def own_blocks(
-    features: Features, fits: Sequence[Fit], blocks: Grid, ranks: Ranks
-) -> Iterator[tuple[torch.Tensor, ...]]:
+def own_blocks(fits: Sequence[Fit], blocks: Grid, ranks: Ranks) -> Iterator[tuple[torch.Tensor, ...]]:
     """This rank's blocks of the grid, the modalities in lockstep."""
     mine = blocks.share(ranks.rank, ranks.world)
     if not mine:
         return
     start, stop = blocks.bounds(mine[0])[0], blocks.bounds(mine[-1])[1]
     streams = [
-        split((x for _, x in features.blocks(fit.dataset.name, start=start, stop=stop)), blocks.block) for fit in fits
+        split((x for _, x in fit.dataset.blocks(start=start, stop=stop, share=len(fits))), blocks.block) for fit in fits
     ]
     for block in zip(*streams, strict=True):
         yield tuple(torch.from_numpy(x) for x in block)

@@ -295,17 +295,18 @@ class Stream:
             self._held = [(a, b, np.empty((0, self.width), self.dtype)) for a, b in ranges]
 
     def blocks(
-        self, *, start: int = 0, stop: int | None = None, rows_multiple: int = 1
+        self, *, start: int = 0, stop: int | None = None, rows_multiple: int = 1, share: int = 1
     ) -> Iterator[tuple[int, np.ndarray]]:
         """First row and values (B, W) of each block of rows start … stop, in order.
 
         B is a multiple of `rows_multiple` in every block but the last. A thread reads the next block while this one is
-        used. Blocks are fresh arrays of `dtype`. InputError names the first row that holds NaN or Inf.
+        used. Blocks are fresh arrays of `dtype`. InputError names the first row that holds NaN or Inf. Of streams read side by
+        side each takes one `share` of the memory.
         """
         if self.problem:
             raise self.problem
         stop = self.rows if stop is None else min(stop, self.rows)
-        step = self.block_rows(rows_multiple)
+        step = self.block_rows(rows_multiple, share)
         return prefetch(self._read((at, min(at + step, stop)) for at in range(start, stop, step)))
 
     def ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
@@ -358,21 +359,21 @@ class Stream:
             return self.parts[0].source.storage(self.parts[0].axis)
         return (1,), max(part.source.storage(part.axis)[1] for part in self.parts)
 
-    def block_rows(self, rows_multiple: int) -> int:
+    def block_rows(self, rows_multiple: int, share: int = 1) -> int:
         """Rows per block: a multiple of `rows_multiple`, of a storage unit where one fits, near BLOCK_BYTES.
 
         Up to four blocks (read, queued, used, reordered) and the chunk cache share `max_memory`; UsageError if they cannot.
         """
         align, unit_bytes = self._storage
         row_bytes = self.width * self.dtype.itemsize
-        most = self.max_memory // 8
+        most = self.max_memory // 8 // share
         if max(unit_bytes // 2, rows_multiple * row_bytes) > most:
             raise UsageError(
                 f"{self.shown} needs {max(unit_bytes, rows_multiple * row_bytes):,} bytes at a time, more than "
                 f"--max-memory {self.max_memory:,} has room for.",
-                f"Give it at least --max-memory {8 * max(unit_bytes, rows_multiple * row_bytes)}.",
+                f"Give it at least --max-memory {8 * share * max(unit_bytes, rows_multiple * row_bytes)}.",
             )
-        wanted = max(1, min(BLOCK_BYTES, most) // row_bytes)
+        wanted = max(1, min(BLOCK_BYTES // share, most) // row_bytes)
         unit = rows_multiple
         for rows in align:
             both = math.lcm(rows_multiple, rows)

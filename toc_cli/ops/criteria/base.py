@@ -26,7 +26,8 @@ class Known:
     usage: Array | None = None
     """(K,) how often the features choose each code."""
     streams: Sequence[Sequence[Any]] = ()
-    """Per stream of rows the states of its segments, as `Maths.reads` makes them: one stream over all modalities, or one a pair."""
+    """Per stream of rows the states of its segments, as `Maths.reads` makes them: one stream over all modalities, or one for
+    those that are paired."""
     weights: tuple[float, float] = TOC_WEIGHTS
     """(w_sim, w_var)."""
     normalize: Literal["none", "l2"] = "none"
@@ -71,9 +72,10 @@ class Reduction:
     """What to sum over the features, block by block; blocks are merged in order, so that no rank or chunk shows."""
 
     over: Literal["modalities", "pairs"]
-    """Every modality by itself, or every pair of equal length row by row."""
+    """Every modality by itself, or all modalities that are paired row by row, together."""
     single: Callable[..., Any]
-    """(known, side) or, over pairs, (known, side, side) to the state of one block."""
+    """(known, side) or, over pairs, (known, side, side, …) to the state of one block; these have no tokens unless the features
+    that meet a level depend on them."""
     merge: Callable[[Any, Any], Any]
 
 

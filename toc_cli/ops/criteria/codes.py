@@ -82,7 +82,7 @@ def _toc(known: Known) -> Scores:
 
 def _xmodal(known: Known) -> Scores:
     pairs = [total(units, merge_pairs) for units in known.streams]
-    return plus(_toc(known), np.mean([correlation(pair) for pair in pairs], axis=0))
+    return plus(_toc(known), np.concatenate([correlation(pair) for pair in pairs]).mean(axis=0))
 
 
 def _pair_draws(known: Known, seed: int) -> list[Scores]:
@@ -110,5 +110,5 @@ FEATURES = Maths(
 XMODAL = Maths(
     each(_xmodal),
     each_draw(_pair_draws),
-    Reduction("pairs", lambda known, a, b: pair_moments(a.x, b.x), merge_pairs),
+    Reduction("pairs", lambda known, *sides: pair_moments(*(side.x for side in sides)), merge_pairs),
 )

@@ -45,5 +45,9 @@ def _discriminant_draws(group: Sequence[Known], seed: int) -> list[Rotation]:
 
 
 PCA = Maths(_pca, _pca_draws)
-XCOV = Maths(_xcov, _xcov_draws, Reduction("pairs", lambda known, a, b: cross_moments(a.x, b.x), merge_cross))
+XCOV = Maths(
+    _xcov,
+    _xcov_draws,
+    Reduction("pairs", lambda known, *sides: cross_moments(*(side.x for side in sides)), merge_cross),
+)
 DISCRIMINANT = Maths(_discriminant, _discriminant_draws, Reduction("modalities", _scatter, merge_scatter))
