@@ -42,6 +42,7 @@ def test_mutations_repeat_and_reach_every_kind() -> None:
 
 
 def test_a_crash_and_an_exception_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import faulthandler
     import os
     import signal
 
@@ -50,6 +51,7 @@ def test_a_crash_and_an_exception_are_findings(tmp_path: Path, monkeypatch: pyte
         if number < 64:
             raise KeyError("raw")
         if number > 250:
+            faulthandler.disable()
             os.kill(os.getpid(), signal.SIGSEGV)
 
     monkeypatch.setitem(torture.READERS, "npy", (torture.npy_file, read))
