@@ -30,9 +30,13 @@ class Quantize(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(CODES, DIM)
 
+    def tokens(self, rows: Tensor) -> Tensor:
+        """Rows (N, D) to the nearest codes (N,)."""
+        return torch.cdist(rows, self.embedding.weight).argmin(1)
+
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:  # z (B, D, 4, 4)
         rows = z.permute(0, 2, 3, 1)  # (B, 4, 4, D)
-        tokens = torch.cdist(rows.flatten(0, 2), self.embedding.weight).argmin(1)
+        tokens = self.tokens(rows.flatten(0, 2))
         q = self.embedding(tokens).view_as(rows)
         loss = F.mse_loss(q, rows.detach()) + 0.25 * F.mse_loss(rows, q.detach())
         return (rows + (q - rows).detach()).permute(0, 3, 1, 2), loss
@@ -79,21 +83,34 @@ def train(images: Tensor, epochs: int = 40) -> Autoencoder:
     return model.eval()
 
 
+def write_features(model: Autoencoder, images: np.ndarray, labels: np.ndarray, path: Path) -> None:
+    """What reaches the quantiser's projection, the tokens that the model chooses for it, the images and their classes."""
+    pixels = torch.from_numpy(images / 16).float()[:, None]
+    with torch.no_grad():
+        half = model.encoder(pixels).permute(0, 2, 3, 1).flatten(1, 2).numpy().astype(np.float16)  # (N, 16, W)
+        rows = torch.from_numpy(half.astype(np.float32)).reshape(-1, WIDTH)
+        tokens = (
+            model.quantize.tokens(model.quant_conv(rows[..., None, None])[..., 0, 0]).reshape(half.shape[:2]).numpy()
+        )
+    with h5py.File(path, "w", track_order=True) as file:
+        for name, at in (("upper", slice(0, 8)), ("lower", slice(8, 16))):
+            file.create_dataset(
+                name, data=half[:, at], chunks=(60, 8, WIDTH), compression="gzip", shuffle=True, track_times=False
+            )
+            file[name].attrs["toc.model"], file[name].attrs["toc.side"] = "Autoencoder", "encoder"
+            file.create_dataset(
+                f"{name}.tokens", data=tokens[:, at].astype(np.int16), compression="gzip", track_times=False
+            )
+        file.create_dataset("label", data=labels.astype(np.int64), track_times=False)
+        file.create_dataset("images", data=images.astype(np.uint8), compression="gzip", track_times=False)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     digits = load_digits()
-    images = torch.from_numpy(digits.images / 16).float()[:, None]
-    model = train(images[HELD_OUT:])
-    with torch.no_grad():
-        features = model.encoder(images[:HELD_OUT]).permute(0, 2, 3, 1).flatten(1, 2)  # (N, 16, W)
+    model = train(torch.from_numpy(digits.images / 16).float()[HELD_OUT:, None])
     save_file(model.state_dict(), folder / "digits_vq.safetensors")
-    with h5py.File(folder / "digits_features.h5", "w", track_order=True) as file:
-        half = features.numpy().astype(np.float16)
-        for name, rows in (("upper", half[:, :8]), ("lower", half[:, 8:])):
-            file.create_dataset(
-                name, data=rows, chunks=(60, 8, WIDTH), compression="gzip", shuffle=True, track_times=False
-            )
-        file.create_dataset("label", data=digits.target[:HELD_OUT].astype(np.int64), track_times=False)
+    write_features(model, digits.images[:HELD_OUT], digits.target[:HELD_OUT], folder / "digits_features.h5")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "fcid": {"errors", "ops", "io", "fcid", "__init__"},
     "pipeline": {"errors", "ops", "io", "media", "libraries", "pipeline", "__init__"},
     "report": {"errors", "io", "report", "__init__"},
-    "demo": {"errors", "io", "pipeline", "report", "fcid", "demo"},
+    "demo": {"errors", "ops", "io", "pipeline", "report", "fcid", "demo"},
     "bench": {"errors", "ops", "io", "pipeline", "fcid", "bench"},
     "commands": {
         "media",

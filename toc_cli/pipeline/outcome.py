@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -79,43 +79,60 @@ def outcome(folder: Path, forms: Mapping[str, Path], data: DataSample, seed: int
     codec = MediaCodec(folder)
     edited = {mode: MediaCodec(path) for mode, path in forms.items()}
     shape = codec.shape(seconds=MOST_SECONDS if codec.kind == "sound" else None)
-    measures = _measures(codec)
+
+    def decoded() -> Iterator[Decoded]:
+        with progress("decoding before and after", len(data.files)) as advance:
+            for file in data.files:
+                advance(1)
+                try:
+                    given = read_media(file.path, codec.kind, shape)
+                except InputError:
+                    continue
+                batch = torch.from_numpy(given[None])
+                outs = {"before": codec.output(batch)[0].numpy()}
+                outs |= {mode: one.output(batch)[0].numpy() for mode, one in edited.items()}
+                given = given[tuple(slice(size) for size in outs["before"].shape)]  # a codec may give whole frames only
+                yield file.name, _natural(given, codec, shape), {k: _natural(v, codec, shape) for k, v in outs.items()}
+
+    most = (SOUND_SAMPLES if data.kind == "sound" else SAMPLES) if data.samples else 0
+    encode = png if codec.kind == "image" else _flac(codec.rate)
+    found = compared(decoded(), tuple(forms), _measures(codec), encode, most, seed)
+    return {"data": data.name, "kind": data.kind, "model": codec.name, "library": codec.library, **found}
+
+
+Decoded: TypeAlias = tuple[str, np.ndarray, Mapping[str, np.ndarray]]
+"""Name, input, and output by form, `before` among them; pictures (C, H, W) in 0 … 1, sound (C, T)."""
+
+
+def compared(
+    decoded: Iterable[Decoded],
+    forms: Sequence[str],
+    measures: Mapping[str, Callable[[np.ndarray, np.ndarray], float]],
+    encode: Callable[[np.ndarray], str],
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """`files`, `before`, `forms` and `samples` of the record's `outcome`. InputError where no file could be read."""
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in ("before", *forms)}
     kept: list[dict[str, Any]] = []
-    most = (SOUND_SAMPLES if data.kind == "sound" else SAMPLES) if data.samples else 0
     read = 0
-    with progress("decoding before and after", len(data.files)) as advance:
-        for file in data.files:
-            advance(1)
-            try:
-                given = read_media(file.path, codec.kind, shape)
-            except InputError:
-                continue
-            read += 1
-            batch = torch.from_numpy(given[None])
-            outs = {"before": codec.output(batch)[0].numpy()}
-            outs |= {mode: one.output(batch)[0].numpy() for mode, one in edited.items()}
-            given = given[tuple(slice(size) for size in outs["before"].shape)]  # a codec may give whole frames only
-            truth, outs = _natural(given, codec, shape), {k: _natural(v, codec, shape) for k, v in outs.items()}
-            for name, made in outs.items():
-                for measure, compute in measures.items():
-                    figures[name].setdefault(measure, []).append(_finite(compute(truth, made)))
-                if name != "before":
-                    changed = _finite(fidelity.output_snr_db(outs["before"], made))
-                    figures[name].setdefault("output_snr_db", []).append(changed)
-            if len(kept) < most:
-                kept.append(_sample(file, truth, outs, codec))
+    for name, truth, outs in decoded:
+        read += 1
+        for side, made in outs.items():
+            for measure, compute in measures.items():
+                figures[side].setdefault(measure, []).append(_finite(compute(truth, made)))
+            if side != "before":
+                changed = _finite(fidelity.output_snr_db(outs["before"], made))
+                figures[side].setdefault("output_snr_db", []).append(changed)
+        if len(kept) < samples:
+            kept.append({"name": name, "input": encode(truth), **{side: encode(made) for side, made in outs.items()}})
     if not read:
-        raise InputError(f"None of the {len(data.files)} files of {printable(data.name)} could be read.")
+        raise InputError("None of the files of --data could be read.")
     weights = resample(read, seed)
     return {
-        "data": data.name,
-        "kind": data.kind,
         "files": read,
-        "model": codec.name,
-        "library": codec.library,
         "before": {name: _mean(values, weights) for name, values in figures["before"].items()},
-        "forms": {mode: _form(figures["before"], figures[mode], weights) for mode in forms},
+        "forms": {form: _form(figures["before"], figures[form], weights) for form in forms},
         "samples": kept,
     }
 
@@ -156,13 +173,8 @@ def _form(
     return {**found, **{f"{name}_change": change for name, change in changes.items()}}
 
 
-def _sample(file: MediaFile, truth: np.ndarray, outs: Mapping[str, np.ndarray], codec: MediaCodec) -> dict[str, Any]:
-    """One file for the page: its name, and input and outputs as PNG or FLAC in base64."""
-    encode = _png if codec.kind == "image" else _flac(codec.rate)
-    return {"name": file.name, "input": encode(truth), **{name: encode(made) for name, made in outs.items()}}
-
-
-def _png(values: np.ndarray) -> str:
+def png(values: np.ndarray) -> str:
+    """PNG in base64."""
     from PIL import Image
 
     pixels = (values * 255).round().astype(np.uint8)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, wr
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.ignored_labels import ignored_labels
 from toc_cli.pipeline.options import Options, Progress, silent
-from toc_cli.pipeline.outcome import DataSample, data_sample, outcome
+from toc_cli.pipeline.outcome import data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_options
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
@@ -63,8 +64,8 @@ class Plan:
     record: dict[str, Any]
     outputs: Outputs | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    data: DataSample | None = None
-    """Files that are decoded before and after, in every written form."""
+    decode: Callable[[Mapping[str, Path]], dict[str, Any]] | None = None
+    """The record's `outcome`, from the written copies by mode; None where no output is compared."""
 
     @property
     def kept(self) -> list[torch.Tensor]:
@@ -201,15 +202,8 @@ class Plan:
                 for mode in aside.checkpoints
                 for id, ((source, choice), sample) in enumerate(zip(chosen, samples, strict=True))
             ]
-        if self.data is not None:
-            copies = {mode: aside.of(mode) for mode in aside.checkpoints}
-            self.record["outcome"] = outcome(
-                self.checkpoint.path,
-                {str(mode): path for mode, path in copies.items()},
-                self.data,
-                self.options.seed,
-                self.chosen[0][0].progress,
-            )
+        if self.decode is not None:
+            self.record["outcome"] = self.decode({mode: aside.of(mode) for mode in aside.checkpoints})
         write_record(aside.record, self.record)
         return [*written, aside.artefact, aside.record]
 
@@ -252,7 +246,10 @@ def plan_optimization(
     )  # fmt: skip
     if outputs is not None:
         outputs.refuse_what_stands(_inputs(ckpt, opened), writes=ranks.writes)
-    data = data_sample(ckpt.path, outputs) if outputs is not None and outputs.data else None
+    decode = None
+    if outputs is not None and outputs.data:
+        data = data_sample(ckpt.path, outputs)
+        decode = partial(outcome, ckpt.path, data=data, seed=options.seed, progress=progress)
     device = device_of(options.device)
     reading = decide(ckpt, opened, said, found)
     options = replace(options, stack=reading.said.get("stack"))
@@ -302,7 +299,7 @@ def plan_optimization(
         "seconds": round(seconds, 3), "counting_seconds": round(counted - started, 3),
         "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
     }  # fmt: skip
-    return Plan(ckpt, opened, options, chosen, record, outputs, ranks, data)
+    return Plan(ckpt, opened, options, chosen, record, outputs, ranks, decode)
 
 
 def _choices(

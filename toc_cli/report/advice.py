@@ -129,17 +129,17 @@ def _nothing_lost(record: Mapping[str, Any], book: Mapping[str, Any], values: Va
 def _asked(options: Mapping[str, Any], excess: float | None, agreement: float | None) -> str:
     """Which bounds of the run hold, in words; "" where none was asked or one does not hold."""
     parts = []
-    for name, value, holds in (
-        ("max_distortion", excess, lambda value, bound: value <= bound),
-        ("min_agreement", agreement, lambda value, bound: value >= bound),
+    for name, value, of, holds in (
+        ("max_distortion", excess, "excess distortion", lambda value, bound: value <= bound),
+        ("min_agreement", agreement, "tokens", lambda value, bound: value >= bound),
     ):
         bound = options.get(name)
         if bound is None:
             continue
         if value is None or not holds(value, bound):
             return ""
-        parts.append(f"--{name.replace('_', '-')} {bound:g}")
-    return f", within {' and '.join(parts)}" if parts else ""
+        parts.append(f"{100 * bound:g}% of {of}")
+    return f", within the asked {' and '.join(parts)}" if parts else ""
 
 
 def _stop(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:

@@ -1,0 +1,62 @@
+"""`toc demo` ends in a verdict worth copying: proven reading, a selection that ships, pictures as the model's own class makes them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cli import toc
+from toc_cli.demo import CHECKPOINT, FEATURES
+from toc_cli.demo.decoder import decode
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "make_demo_data.py"
+
+
+def test_the_demo_ships(tmp_path: Path) -> None:
+    done = toc("demo", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.startswith("Ship it: ")
+    for command in ("toc inspect", "toc capture", "toc optimize"):
+        assert f"  {command} MODEL" in done.err
+    record = json.loads((tmp_path / "toc-demo" / "digits_vq.toc.json").read_text())
+    book = record["codebooks"][0]
+    assert book["evidence"] == "proven"
+    assert book["after"]["excess_distortion"] <= 0.01
+    assert book["kept_dim"] < book["dim"] / 2
+    assert {output["mode"] for output in record["outputs"]} == {"codebook", "masked", "sliced", "consumer"}
+    assert len(record["outcome"]["samples"]) == 8
+    assert record["outcome"]["forms"]["masked"]["psnr_db_change"]["value"] > -0.1
+    page = (tmp_path / "toc-demo" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 8 * 5
+    again = toc("demo", cwd=tmp_path)
+    assert (again.code, "--force" in again.err) == (2, True)
+
+
+def test_its_decoder_and_tokens_are_those_of_the_models_class() -> None:
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("make_demo_data", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    model = example.Autoencoder().eval()
+    model.load_state_dict(load_file(CHECKPOINT))
+    with h5py.File(FEATURES) as file:
+        rows = torch.from_numpy(np.concatenate([file["upper"][:], file["lower"][:]], 1).astype(np.float32))
+        tokens = np.concatenate([file["upper.tokens"][:], file["lower.tokens"][:]], 1)
+        images = torch.from_numpy(file["images"][:].astype(np.float32))[:, None] / 16
+    with torch.no_grad():
+        whole, _ = model(images)
+        z = model.quant_conv(rows.transpose(1, 2).unflatten(2, (4, 4))).permute(0, 2, 3, 1).flatten(0, 2)
+        chosen = model.quantize.tokens(z).reshape(tokens.shape).numpy()
+    assert (chosen == tokens).mean() > 0.9999
+    made = decode(load_file(CHECKPOINT), rows)
+    same = (made - whole.clamp(0, 1)).abs().flatten(1).amax(1)
+    assert (same < 0.01).float().mean() > 0.9  # features are stored in half precision: a few tokens turn over
