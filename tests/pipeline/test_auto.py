@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -38,8 +39,11 @@ def test_auto_is_not_beaten_by_any_fixed_criterion() -> None:
     assert entry["rotation"]
 
 
-def test_forms_that_take_no_rotation_get_the_best_dimensions() -> None:
-    _, entry = searched(criterion="auto", keep="8", emit=("codebook", "masked"), metric="cosine", assume=True)
+def test_forms_that_take_no_rotation_get_the_best_dimensions(tmp_path: Path) -> None:
+    with h5py.File(FEATURES) as file:  # without the tokens, which prove a Euclidean lookup
+        np.savez(tmp_path / "x.npz", upper=file["upper"][:], lower=file["lower"][:])
+    options = Options(criterion="auto", keep="8", emit=("codebook", "masked"), metric="cosine", assume=True)
+    entry = plan_optimization(CHECKPOINT, tmp_path / "x.npz", options).metrics[0]
     assert set(entry["auto"]["candidates"]) == {
         name for name, row in CRITERIA.items() if not row.rotates and name != "random"
     }
