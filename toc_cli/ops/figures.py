@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from toc_cli.ops.linear import Array, eigh, float64, matmul, unit_rows
 
 POINTS = 256
-HEAT_CODES = 256
+HEAT_CODES = 192
 MAP_CODES = 512
 SPECTRUM_CODES = 8192
 WIDE = 1024
@@ -25,7 +25,7 @@ LEAST_SINGULAR = 1e-7  # share of the largest below which a singular value got f
 def figures(before: Array, after: Array, usage_before: Array, usage_after: Array | None = None) -> dict[str, Any]:
     """All pictures of codes `before` (K, D) and `after` (K, D'), and of how often features choose them (K,).
 
-    JSON-able, deterministic whatever the thread count; about 120 kB as JSON at most.
+    JSON-able, deterministic whatever the thread count; about 80 kB as JSON at most.
     """
     codes = len(before)
     by_usage = np.argsort(-_counts(usage_before), kind="stable")

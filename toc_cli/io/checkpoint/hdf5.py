@@ -89,7 +89,7 @@ def _arrays(file: h5py.File, shown: str) -> dict[str, Hdf5Array]:
                 continue
             raise
         name = link.decode("utf-8", "surrogateescape")
-        array = _array(dataset, types, f"{shown}: {printable(name)}")
+        array = _array(dataset, types, shown, name)
         if array is not None:
             found[name] = array
     return found
@@ -117,7 +117,7 @@ def _links(file: h5py.File, shown: str) -> list[tuple[bytes, int]]:
     return found
 
 
-def _array(dataset: Any, types: list[tuple[Any, np.dtype[Any], bool]], where: str) -> Hdf5Array | None:
+def _array(dataset: Any, types: list[tuple[Any, np.dtype[Any], bool]], shown: str, name: str) -> Hdf5Array | None:
     """None for text, records and datasets of no space. InputError for storage in other files. `types` holds the last type met:
     its dtype, and whether numpy's numbers are stored as they are."""
     stored = dataset.get_type()
@@ -129,12 +129,13 @@ def _array(dataset: Any, types: list[tuple[Any, np.dtype[Any], bool]], where: st
     shape = dataset.shape
     if dtype.kind not in "fiubc" or (not shape and dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL):
         return None
-    stamped = any(h5py.h5a.exists(dataset, name) for name in STAMPED)
+    stamped = h5py.h5a.get_num_attrs(dataset) > 0 and any(h5py.h5a.exists(dataset, name) for name in STAMPED)
     offset = dataset.get_offset()
     if offset is not None:
         return Hdf5Array(shape, dtype, None, False, stamped, offset if plain else None)
     creation = dataset.get_create_plist()
     layout = creation.get_layout()
+    where = f"{shown}: {printable(name)}"
     if creation.get_external_count():
         raise InputError(f"{where} keeps its data in another file; external storage is refused.")
     if layout == h5py.h5d.VIRTUAL:

@@ -110,8 +110,8 @@ def _axis(source: Source, channel_axis: int | None) -> int | None:
     """The channel axis counted from 0: the one asked for, else the one its capture noted, else the last; None where the array has
     no such axis."""
     ndim = len(source.shape)
-    if channel_axis is None:
-        channel_axis = Stamps.read(source.attributes(), "the features").channel_axis
+    if channel_axis is None and (attributes := source.attributes()):
+        channel_axis = Stamps.read(attributes, "the features").channel_axis
     axis = -1 if channel_axis is None else channel_axis
     return axis % ndim if -ndim <= axis < ndim else None
 
