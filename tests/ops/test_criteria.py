@@ -135,7 +135,7 @@ def test_discriminant_resamples_segments():
 def test_scatter_merges(seed, cuts):
     x, codes, tokens = case(seed)
     edges = [0, *sorted(cuts), 60]
-    parts = [scatter.scatter(x[a:b], codes, tokens[a:b]) for a, b in itertools.pairwise(edges)]
+    parts = [scatter.scatter(x[a:b], codes[tokens[a:b]], tokens[a:b], 12) for a, b in itertools.pairwise(edges)]
     state = total(parts, scatter.merge_scatter)
     np.testing.assert_allclose(scatter.within(state), reference.scatters(x, codes.astype(float), tokens)[1], atol=1e-9)
     assert state.usage.tolist() == np.bincount(tokens, minlength=12).tolist()

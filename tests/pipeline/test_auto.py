@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
@@ -132,3 +133,13 @@ def test_auto_goes_without_ratio_and_says_what_it_took(tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     tokens = toc("quantize", "f.npy", "--codebook", "m.toc.safetensors", "-q", cwd=tmp_path)
     assert tokens.code == 0, tokens.err
+
+
+def test_criteria_whose_sums_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "codebook.npy", np.random.default_rng(0).standard_normal((16, 128)).astype(np.float32))
+    np.save(tmp_path / "f.npy", np.random.default_rng(1).standard_normal((1024, 128)).astype(np.float32))
+    run = ("optimize", "codebook.npy", "--features", "f.npy", "--max-memory", "3MiB", "-q", "--force", "--criterion")
+    assert toc(*run, "auto", cwd=tmp_path).code == 0
+    tried = json.loads((tmp_path / "codebook.toc.json").read_text())["codebooks"][0]["auto"]["candidates"]
+    assert "discriminant" not in tried
+    assert "pca" in tried

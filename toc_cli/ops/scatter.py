@@ -20,11 +20,10 @@ class Scatter:
     outer: np.ndarray  # (D, D) sum of (x - e)(x - e)^T
 
 
-def scatter(x: Array, codes: Array, tokens: Array) -> Scatter:
-    """Of rows x (N, D) around codes (K, D) that they choose by tokens (N,)."""
-    chosen = np.asarray(tokens)
-    off = float64(x) - float64(codes)[chosen]
-    return Scatter(np.bincount(chosen, minlength=len(codes)), matmul(off.T, off))
+def scatter(x: Array, chosen: Array, tokens: Array, codes: int) -> Scatter:
+    """Of rows x (N, D) around the code of each, `chosen` (N, D), one of `codes` that tokens (N,) name."""
+    off = float64(x) - float64(chosen)
+    return Scatter(np.bincount(np.asarray(tokens), minlength=codes), matmul(off.T, off))
 
 
 def merge_scatter(p: Scatter, q: Scatter) -> Scatter:

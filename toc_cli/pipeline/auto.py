@@ -12,6 +12,7 @@ from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.geometry import usage_rank
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.curve import Curve, Figures, meets
+from toc_cli.pipeline.knowledge import held_bytes
 from toc_cli.pipeline.options import AUTO, Options
 from toc_cli.pipeline.study import Study
 
@@ -22,8 +23,8 @@ SPREAD = 16
 
 
 def candidates(ckpt: Checkpoint, study: Study) -> tuple[str, ...]:
-    """The criteria that a run may rank by: the one asked for; of `auto` those that the asked forms, the features and the family
-    allow. Dear ones are left to runs without rotations, which keep more than any choice of dimensions."""
+    """The criteria that a run may rank by: the one asked for; of `auto` those that the asked forms, the features, the family and
+    `--max-memory` allow. Dear ones are left to runs without rotations, which keep more than any choice of dimensions."""
     options, full = study.options, study.full
     if options.criterion != AUTO:
         return (options.criterion,)
@@ -34,7 +35,11 @@ def candidates(ckpt: Checkpoint, study: Study) -> tuple[str, ...]:
     return tuple(
         name
         for name, row in CRITERIA.items()
-        if row.need in needs and row.contends and not (row.rotates and not turns) and not (row.dear and turns)
+        if row.need in needs
+        and row.contends
+        and not (row.rotates and not turns)
+        and not (row.dear and turns)
+        and held_bytes(study, name) <= study.budget // 4
     )
 
 

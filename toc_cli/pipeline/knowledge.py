@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from toc_cli.ops.blocks import grid
 from toc_cli.ops.criteria.base import Known
 from toc_cli.ops.criterion import CRITERIA
+from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
 
@@ -41,3 +43,14 @@ def known(study: Study, criterion: str, place: tuple[int, int], seed: int) -> Kn
     census, row = study.census, CRITERIA[criterion]
     streams = census.sums[criterion][place] if row.maths.reads else ()
     return replace(table(study, place, seed), usage=census.pooled[level][head], streams=streams)
+
+
+def held_bytes(study: Study, criterion: str) -> int:
+    """What the sums of a criterion take while they are made: one matrix per segment, level, head and stream of rows."""
+    reads = CRITERIA[criterion].maths.reads
+    if reads is None or not reads.square:
+        return 0
+    streams = [a for a, _ in pairs_of(study.fits)] if reads.over == "pairs" else study.fits
+    grids = [grid(fit.dataset.rows) for fit in streams]
+    segments = sum(-(-each.blocks // each.per_segment) for each in grids)
+    return segments * len(study.full.levels) * study.full.heads * study.full.dim**2 * 8

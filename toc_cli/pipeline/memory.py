@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toc_cli.errors import UsageError
-from toc_cli.ops.blocks import SEGMENTS
 from toc_cli.ops.criterion import CRITERIA
+from toc_cli.pipeline.knowledge import held_bytes
 from toc_cli.pipeline.study import Study
 
 ROOM = 1 << 26
@@ -18,8 +18,6 @@ ROW_BYTES = 64
 """Bytes of a measured row beside its tokens: its place, its block, and how usage is resampled."""
 ROTATION_MATRICES = 8
 """D x D matrices in float64 that a rotation holds while it is computed."""
-SQUARE = ("xcov", "discriminant")
-"""Criteria that sum D x D matrices over the features, per level, head and segment."""
 
 
 def refuse_what_does_not_fit(studies: Sequence[Study]) -> None:
@@ -50,8 +48,8 @@ def _needs(study: Study) -> dict[str, int]:
     asked = options.criterion
     if asked in CRITERIA and CRITERIA[asked].rotates:
         found[f"a rotation of {full.dim} dimensions"] = square * ROTATION_MATRICES
-    if asked in SQUARE:
-        found[f"what --criterion {asked} sums over the features"] = square * places * SEGMENTS
+    if asked in CRITERIA and (sums := held_bytes(study, asked)):
+        found[f"what --criterion {asked} sums over the features"] = sums
     return found
 
 

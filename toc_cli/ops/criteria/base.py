@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 
-from toc_cli.ops.linear import Array, unit_rows
+from toc_cli.ops.linear import Array, float64, unit_rows
 from toc_cli.ops.rotation import Rotation
 from toc_cli.ops.scores import TOC_WEIGHTS, Scores
 
@@ -77,6 +78,8 @@ class Reduction:
     """(known, side) or, over pairs, (known, side, side, …) to the state of one block; these have no tokens unless the features
     that meet a level depend on them."""
     merge: Callable[[Any, Any], Any]
+    square: bool = False
+    """Whether a state holds (D, D) float64."""
 
 
 Ranked: TypeAlias = Scores | Rotation
@@ -106,4 +109,12 @@ def segments(known: Known) -> Sequence[Any]:
 
 def compared(known: Known) -> np.ndarray:
     """The codes (K, D) float64 as features are compared with them."""
-    return unit_rows(known.codes) if known.unit else np.asarray(known.codes, dtype=np.float64)
+    return unit_rows(known.codes) if known.unit else float64(known.codes)
+
+
+def chosen_codes(known: Known, tokens: Array) -> np.ndarray:
+    """The codes (n, D) float64 that tokens (n,) name, as features are compared with them; the whole table is never copied."""
+    codes = known.codes
+    at = torch.as_tensor(tokens)
+    picked = codes[at.to(codes.device)] if isinstance(codes, torch.Tensor) else codes[at.numpy()]
+    return unit_rows(picked) if known.unit else float64(picked)

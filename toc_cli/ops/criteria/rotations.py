@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toc_cli.ops.blocks import total
-from toc_cli.ops.criteria.base import Known, Maths, Reduction, Side, compared, counts, segments
+from toc_cli.ops.criteria.base import Known, Maths, Reduction, Side, chosen_codes, compared, counts, segments
 from toc_cli.ops.linear import float64, unit_rows
 from toc_cli.ops.moments import cross_moments, merge_cross
 from toc_cli.ops.rotation import Rotation, discriminant, pca, usage_covariance, xcov
@@ -31,7 +31,7 @@ def _xcov_draws(group: Sequence[Known], seed: int) -> list[Rotation]:
 
 def _scatter(known: Known, side: Side) -> Scatter:
     x = unit_rows(side.x) if known.unit else float64(side.x)
-    return scatter(x, compared(known), side.tokens)
+    return scatter(x, chosen_codes(known, side.tokens), side.tokens, len(known.codes))
 
 
 def _discriminant(group: Sequence[Known]) -> Rotation:
@@ -48,6 +48,6 @@ PCA = Maths(_pca, _pca_draws)
 XCOV = Maths(
     _xcov,
     _xcov_draws,
-    Reduction("pairs", lambda known, *sides: cross_moments(*(side.x for side in sides)), merge_cross),
+    Reduction("pairs", lambda known, *sides: cross_moments(*(side.x for side in sides)), merge_cross, square=True),
 )
-DISCRIMINANT = Maths(_discriminant, _discriminant_draws, Reduction("modalities", _scatter, merge_scatter))
+DISCRIMINANT = Maths(_discriminant, _discriminant_draws, Reduction("modalities", _scatter, merge_scatter, square=True))
