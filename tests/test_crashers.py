@@ -20,9 +20,6 @@ from fcid.tiny import tiny_data
 from forked import Forks
 
 FOLDER = shared_folder("TOC_CRASHERS", "crashers")
-LEFT = ("shapes", "toml")
-"""Readers whose files still end in an internal error."""
-LEFT_FILES = ("torchzip-1ffa37d0-0.m.pt", "torchzip-49d7d050-0.m.pt", "torchzip-e5a584cb-0.m.pt")
 ENTRIES = json.loads((FOLDER / "index.json").read_text()) if FOLDER else []
 SECONDS, MEMORY = 10, 1 << 30
 WIDTHS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64)
@@ -98,11 +95,7 @@ def commands(entry: dict[str, Any], folder: Path, material: Path, fixtures: Path
     return [["inspect", target, "--numbers"], *edits]
 
 
-def test_crasher(
-    entry: dict[str, Any], forks: Forks, material: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if entry["reader"] in LEFT or entry["file"] in LEFT_FILES:
-        request.node.add_marker(pytest.mark.xfail(reason="shapes of neighbours are not checked yet", strict=False))
+def test_crasher(entry: dict[str, Any], forks: Forks, material: Path, tmp_path: Path) -> None:
     for command in commands(entry, tmp_path, material, shared_folder("TOC_FIXTURES", "fixtures")):
         ended = forks.run(command, tmp_path)
         assert ended.code in (0, 2, 3), (command, ended)
