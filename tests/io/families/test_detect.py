@@ -475,3 +475,26 @@ def test_tied_groups_of_vq_wav2vec() -> None:
     )
     (book,) = detect(ckpt)
     assert (book.heads, book.own_dims_per_head, book.parts(ckpt).tables[0].shape) == (2, False, (2, 16, 6))
+
+
+def test_settings_that_change_the_lookup_are_refused() -> None:
+    shapes = {f"model/layers.{n}.embedding.weight": (16, 6) for n in range(2)}
+    shapes |= {"model/encoder.mlp.0.weight": (6, 9), "model/decoder.mlp.0.weight": (9, 6)}
+    (book,) = detect(checkpoint(shapes))
+    assert (book.family, book.levels) == ("RQ-VAE recommender", 2)
+    with pytest.raises(InputError, match=r"model_config\.codebook_normalize"):
+        detect(checkpoint(shapes, **{"model_config/codebook_normalize": True}))
+
+
+def test_what_the_third_quantiser_of_facodec_reads_is_said() -> None:
+    shapes = {}
+    for n in range(3):
+        stem = f"quantizer.{n}.layers.0."
+        shapes |= {
+            f"{stem}_codebook.weight": (16, 4),
+            f"{stem}in_proj.weight": (4, 8),
+            f"{stem}out_proj.weight": (8, 4),
+        }
+    books = detect(checkpoint(shapes))
+    assert [book.evidence for book in books] == ["by structure", "by structure", "assumed"]
+    assert any("left of the features" in note for note in books[2].warnings)

@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Metric, Mode, Site
 from toc_cli.io.families.layers import shape
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.families.tables import reader, stack
+from toc_cli.io.names import printable
 
 AROUND = "the layers around the codebook are not in this file, or not known"
 READER = "the layer that reads the quantised vector is not in this file, or not known"
@@ -41,7 +43,8 @@ class Row:
     """Why the codebook cannot be cut out; "" where it can, if the layers around it are in the file."""
     hint: str = ""
     """What its owner must write to load a cut file, with `{size}`."""
-    notes: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    """Settings in the file under which codes are looked up in another way; the file is then refused."""
 
 
 def _layer(name: str) -> Callable[[Section, str], str | None]:
@@ -144,6 +147,7 @@ ROWS = (
         ("/encoder.mlp.0.weight", "/decoder.mlp.0.weight"),
         after=(("decoder.mlp.0", 1),),
         sliced=NORMED,
+        unless=("codebook_normalize", "vae_codebook_normalize"),
     ),
     Row(
         "Haiku VQ-VAE",
@@ -158,7 +162,25 @@ ROWS = (
 
 def find(ckpt: Checkpoint) -> list[Codebook]:
     """The codebooks of every row whose keys are in the file."""
-    return [book for part in sections(ckpt) for row in ROWS for book in _books(part, row)]
+    found = []
+    for part in sections(ckpt):
+        for row in ROWS:
+            books = _books(part, row)
+            if books:
+                _refuse_settings(ckpt, row, books[0])
+            found += books
+    return found
+
+
+def _refuse_settings(ckpt: Checkpoint, row: Row, book: Codebook) -> None:
+    """InputError where the file's own settings say that its codes are looked up in another way."""
+    told = next((path for path, value in ckpt.values.items() if path[-1] in row.unless and value is True), None)
+    if told:
+        raise InputError(
+            f"{printable(book.shown)} is a {row.family} with {printable('.'.join(map(str, told)))}: its codes are brought to unit"
+            " length before the lookup, which toc does not read level by level.",
+            "--codebook KEY takes one table.",
+        )
 
 
 def _books(part: Section, row: Row) -> list[Codebook]:
@@ -200,7 +222,6 @@ def _codebook(part: Section, row: Row, root: str, names: dict[tuple[int, int], s
         zero_fill=row.metric == "cosine",
         refusals=refusals,
         load_hint=(lambda size: row.hint.format(size=size)) if row.hint else None,
-        warnings=row.notes,
     )
 
 
