@@ -49,7 +49,7 @@ def main(checkpoint: Path, features: Path, seed: int, kills: int) -> None:
 
 def plan(checkpoint: Path, features: Path, keep: str) -> Plan:
     outputs = Outputs(checkpoint, EMIT, checkpoint.with_name("m.toc.safetensors"), force=True)
-    made = plan_optimization(checkpoint, features, Options(keep=keep, emit=EMIT), outputs)
+    made = plan_optimization(checkpoint, features, Options(keep=keep, emit=EMIT, space="encoder"), outputs)
     made.record["timing"] = {}
     return made
 

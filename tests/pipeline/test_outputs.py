@@ -52,7 +52,7 @@ def test_a_run_killed_at_a_random_moment(tmp_path: Path, seed: int) -> None:
 def test_a_failed_run_costs_nothing_of_the_run_before(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     model, features = model_folder(tmp_path / "model"), make_features(tmp_path / "feats.h5")
-    run = ("optimize", model, "--features", features, "--emit", "masked", "--emit", "sliced")
+    run = ("optimize", model, "--features", features, "--space", "encoder", "--emit", "masked", "--emit", "sliced")
     assert toc(*run, cwd=tmp_path).code == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     failed = toc(*run, "--keep", "0.25", "--verify", "--force", cwd=tmp_path)
@@ -87,12 +87,14 @@ def test_a_snapshot_named_as_a_folder(tmp_path: Path) -> None:
     snapshot = model_folder(tmp_path / "models--org--name" / "snapshots" / "abc")
     features = make_features(tmp_path / "feats.h5")
     (tmp_path / "work").mkdir()
-    done = toc("optimize", snapshot, "--features", features, "--emit", "masked", cwd=tmp_path / "work")
+    done = toc(
+        "optimize", snapshot, "--features", features, "--emit", "masked", "--space", "encoder", cwd=tmp_path / "work"
+    )
     assert done.code == 0, done.err
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
-        "abc.masked",
-        "abc.toc.json",
-        "abc.toc.safetensors",
+        "name.masked",
+        "name.toc.json",
+        "name.toc.safetensors",
     ]
     assert [path.name for path in snapshot.parent.iterdir()] == ["abc"]
 

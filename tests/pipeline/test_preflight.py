@@ -65,12 +65,11 @@ REFUSED = {
     "sweep": (cosine, ("--sweep", "0.5:0.1:3"), 2, "leaves (0, 1]"),
     "one modality": (cosine, ("--criterion", "xcov"), 3, "needs two modalities of equal shape; 1 given"),
     "sliced": (cosine, ("--emit", "sliced"), 2, "--emit sliced is not possible"),
-    "rotation masked": (cosine, ("--emit", "masked", "--criterion", "pca"), 2, "--emit masked is not possible"),
     "cosine mean": (cosine, ("--metric", "cosine", "--fill", "mean"), 2, "its constant must be 0"),
-    "nothing to load": (folder, ("--verify",), 2, "--verify has nothing to load"),
+    "nothing to load": (folder, ("--space", "encoder", "--verify",), 2, "--verify has nothing to load"),
     "no library": (vqp, ("--verify", "--emit", "masked"), 2, "knows no library"),
-    "a lone file": (lone, ("--verify", "--emit", "masked"), 2, "is a lone file"),
-    "does not load": (folder, ("--verify", "--emit", "masked"), 3, "The input does not run as it came: diffusers does not load model"),
+    "a lone file": (lone, ("--space", "encoder", "--verify", "--emit", "masked"), 2, "is a lone file"),
+    "does not load": (folder, ("--space", "encoder", "--verify", "--emit", "masked"), 3, "The input does not run as it came"),
     "standing": (standing, (), 2, "m.toc.json exists"),
 }  # fmt: skip
 
@@ -96,6 +95,8 @@ def test_without_a_refusal_the_features_are_read(tmp_path: Path, features: Path)
 
 def test_a_library_that_is_not_there(tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    done = toc("optimize", folder(tmp_path), "--features", features, "--verify", "--emit", "masked")
+    done = toc(
+        "optimize", folder(tmp_path), "--features", features, "--verify", "--emit", "masked", "--space", "encoder"
+    )
     assert done.code == 2
     assert "diffusers is not installed" in done.err
