@@ -74,7 +74,7 @@ def test_command_line(entry: dict[str, Any], fixtures_dir: Path, tmp_path: Path)
         return
     assert seen.code == 0, seen.err
     modes = write_features(features, checkpoint)
-    done = toc("optimize", checkpoint, "--features", features, *modes, "--seed", 3, "--json")
+    done = toc("optimize", checkpoint, "--features", features, *modes, "--space", "encoder", "--seed", 3, "--json")
     assert done.code == 0, done.err
     record = json.loads(done.out)
     troubles = [warning["text"] for warning in record["warnings"] if warning["id"] != "family"]

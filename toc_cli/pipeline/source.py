@@ -106,8 +106,19 @@ def fits(source: Source, features: Features, space: str) -> list[Fit]:
     try:
         fitting = features.select(widths(source.full))
     except InputError as error:
-        raise _with_heads(source.full, features, error) from None
+        turned = _turned(source, features)
+        raise InputError(error.what, turned) if turned else _with_heads(source.full, features, error) from None
     return [Fit(dataset, on_outer_side(source.full, dataset.width, space)) for dataset in fitting]
+
+
+def _turned(source: Source, features: Features) -> str:
+    """What to say where features are as wide as a table that no family knows has codes: it may be stored as (D, K)."""
+    table = source.full.levels[0].codes
+    widths_given = {dataset.width for dataset in features.datasets.values() if not dataset.problem}
+    lone = len(source.full.levels) == 1 and table.shape[0] == 1 and source.book.evidence == "assumed"
+    if not lone or table.shape[1] not in widths_given:
+        return ""
+    return f"If {printable(source.book.shown, 120)} holds {table.shape[2]} codes of {table.shape[1]} dimensions: --layout DK."
 
 
 def _with_heads(full: Quantiser, features: Features, error: InputError) -> InputError:

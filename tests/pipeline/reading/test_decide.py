@@ -111,6 +111,16 @@ def test_a_table_stored_the_other_way_round_is_named(tmp_path: Path) -> None:
     assert right_by_its_flags(tmp_path, tokens) == "--layout DK"
 
 
+def test_features_as_wide_as_a_table_has_codes_name_the_other_way_round(tmp_path: Path) -> None:
+    codes, x = draw(0, 32, 6), draw(1, N, 6)
+    write(tmp_path, {"codebook": codes.T}, x, None)
+    code, message = quantize(tmp_path)
+    assert code == 3
+    assert "holds 32 codes of 6 dimensions: --layout DK" in message
+    assert quantize(tmp_path, "--layout", "DK")[0] == 0
+    assert np.array_equal(written(tmp_path), nearest(x, codes).numpy())
+
+
 def test_two_choices_at_once_are_named(tmp_path: Path) -> None:
     codes, x = draw(0, 32, 32) * torch.linspace(0.3, 3, 32)[:, None], draw(1, N, 32)
     tokens = cosine(x, codes)

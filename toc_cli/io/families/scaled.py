@@ -218,9 +218,7 @@ def finished(ckpt: Checkpoint, seen: Checkpoint, book: Codebook, scale: str | No
         refusals["sliced"] = "its tensors are stored as small numbers with a scale, which is not cut"
     if any(scales[key].zero for key in mine):
         refusals["masked"] = "its zero is not stored as 0"
-    notes = [
-        f"{printable(key)} is {ckpt.infos[key].stored}, read times {printable(scales[key].key)}" for key in mine[:1]
-    ]
+    notes = [f"stored as {ckpt.infos[key].stored}, read times {printable(scales[key].key)}" for key in mine[:1]]
     return replace(
         book,
         parts=inner,
