@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from contextlib import suppress
@@ -30,6 +31,8 @@ DEFLATE_MOST = 1032
 """Times its length that deflate can unpack to."""
 BOMB_CHECK = 1 << 28
 """Stored bytes per dataset that are unpacked once more to see what they hold."""
+MANY = 500
+"""Datasets that the child process reads: a file of more costs more to open one by one than its checks are worth."""
 PROBED = 1 << 26
 """Bytes that are read in the child process first."""
 ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, UnicodeError)
@@ -223,11 +226,11 @@ class Hdf5File(Checkpoint):
 
 
 def _read_all(path: Path) -> None:
-    """Everything that a later read may touch, in a process of its own: names, attributes, and data up to `PROBED` bytes."""
+    """What a later read may touch, in a process of its own: names, attributes, and data up to `PROBED` bytes of `MANY` arrays."""
     left = PROBED
     with open_hdf5(path) as file:
         _attributes(file)
-        for name in numeric_datasets(file, path):
+        for name in itertools.islice(numeric_datasets(file, path), MANY):
             left -= file[name].nbytes
             if left < 0:
                 break

@@ -18,7 +18,7 @@ from toc_cli.errors import InputError
 from toc_cli.io.names import printable
 
 SECONDS = 20
-"""After which a file that does not end to be read is refused."""
+"""Of processor time, whatever else the machine does, after which a file that does not end to be read is refused."""
 
 
 def refuse_crash(path: Path, read: Callable[[], object]) -> None:
@@ -35,7 +35,7 @@ def refuse_crash(path: Path, read: Callable[[], object]) -> None:
             _read_and_end(read)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGALRM:
+    if code == -signal.SIGPROF:
         raise InputError(f"{printable(path)} is damaged: reading it does not end.", "Copy or download it again.")
     if code < 0:
         what = f"{printable(path)} is damaged: the HDF5 library crashes on it (signal {-code})."
@@ -44,9 +44,9 @@ def refuse_crash(path: Path, read: Callable[[], object]) -> None:
 
 def _read_and_end(read: Callable[[], object]) -> None:
     faulthandler.disable()
-    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGALRM):
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
