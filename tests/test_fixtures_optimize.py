@@ -45,7 +45,10 @@ def write_features(path: Path, checkpoint: Path) -> list[str]:
     books = detect(ckpt)
     widths = sorted({book.outer_width or book.heads * book.dim for book in books})
     generator = np.random.default_rng(0)
-    np.savez(path, **{f"w{width}": generator.standard_normal((ROWS, width)).astype(np.float32) for width in widths})
+    names = ("narrow", "wide", "wider", "widest")  # names that differ in digits alone would be parts of one modality
+    rows = {name: generator.standard_normal((ROWS, width)) for name, width in zip(names, widths, strict=False)}
+    assert len(rows) == len(widths)
+    np.savez(path, **{name: array.astype(np.float32) for name, array in rows.items()})
     size = max(1, (min(book.dim for book in books) + 1) // 2)
     offered = [mode for mode in emit.MODES if all(not emit.supported(ckpt, book, size)[mode] for book in books)]
     return ["--keep", str(size), *(word for mode in offered for word in ("--emit", mode))]
