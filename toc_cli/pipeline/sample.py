@@ -184,6 +184,7 @@ def measure_forms(sample: Sample, forms: Mapping[str, Form], keep: Collection[st
     with sample.study.progress(f"comparing on {sample.fit.dataset.name}", sample.rows * (1 + len(forms))) as advance:
         for x, bounds, truth in sample.chunks():
             parts.append(_compare(sample, x, bounds, truth, forms, keep, advance))
+    give_back()
     gathered = sample.study.ranks.concatenate(parts)
     stream = sample.fit.dataset
     paired = next(fit.dataset for fit in sample.study.fits if fit.dataset.pairs_with(stream))
