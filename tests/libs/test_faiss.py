@@ -117,6 +117,33 @@ def test_the_coarse_level_of_uncompressed_lists(tmp_path: Path, rows: np.ndarray
     assert (lists == index.quantizer.search(rows, 1)[1][:, 0]).mean() > 0.999
 
 
+@pytest.mark.parametrize("kind", ["Flat", "IDMap,Flat", "PCA12,Flat"])
+@pytest.mark.parametrize(("metric", "said"), [(faiss.METRIC_L2, "euclidean"), (faiss.METRIC_INNER_PRODUCT, "dot")])
+def test_a_flat_index_is_a_table_of_codes(tmp_path: Path, rows: np.ndarray, kind: str, metric: int, said: str) -> None:
+    index = faiss.index_factory(16, kind, metric)
+    index.train(rows)
+    if kind.startswith("IDMap"):
+        index.add_with_ids(rows[:32] * 2, np.arange(32))
+    else:
+        index.add(rows[:32] * 2)
+    (book,) = detect(ckpt := open_checkpoint(save(index, tmp_path / "flat.index")))
+    assert (book.family, book.num_codes, book.metric) == ("faiss flat index", (32,), said)
+    assert book.dim == (12 if kind.startswith("PCA") else 16)
+    tokens = models.read_quantiser(ckpt, book).tokens(rows)[:, 0, 0].numpy()
+    assert (tokens == index.search(rows, 1)[1][:, 0]).mean() > 0.999
+    with pytest.raises(UsageError, match="build the smaller one in faiss"):
+        emit.edits(ckpt, book, "masked", kept=models.choose(book, 2), fill=torch.zeros(1, 1, book.dim))
+
+
+def test_flat_indexes_that_are_no_codebook(tmp_path: Path, rows: np.ndarray) -> None:
+    index = faiss.IndexFlat(16, faiss.METRIC_L1)
+    index.add(rows)
+    with pytest.raises(InputError, match="flat index of faiss's metric 2"):
+        detect(open_checkpoint(save(index, tmp_path / "l1.index")))
+    with pytest.raises(InputError, match=r"xb has shape \(0, 16\)"):
+        detect(open_checkpoint(save(faiss.IndexFlatL2(16), tmp_path / "empty.index")))
+
+
 @pytest.mark.parametrize(
     ("kind", "said"), [("SQ8", "scalar quantiser"), ("HNSW4", "of kind IHNf"), ("LSQ2x4", "of kind IxLS")]
 )

@@ -23,6 +23,8 @@ PRODUCT_LISTS = {"IwPQ": 8, "IvPQ": 8, "IwQR": 8, "IwPf": 32}
 """Inverted files of product codes, and the bytes between `by_residual` and their product quantiser (code size, block sizes)."""
 INVERTED = (*PRODUCT_LISTS, "IwFl", "IwFd", "IwSq", "IwSQ")
 """Inverted files whose coarse level is read; the others hold no further code vectors."""
+FLAT = ("IxFl", "IxF2", "IxFI")
+"""Vectors as they are, searched one by one."""
 GRAPHS = ("IHNf", "IHNp", "IHNs", "IHN2")
 """Neighbour graphs over the vectors of another index."""
 DEPTH_LIMIT = 8
@@ -77,7 +79,7 @@ class FaissIndex(Checkpoint):
             self._product(file, f"{prefix}pq.centroids")
         elif fourcc == "IxRq":
             self._residual(file, f"{prefix}rq.codebooks")
-        elif fourcc in ("IxFl", "IxF2", "IxFI"):
+        elif fourcc in FLAT:
             (length,) = _unpack(file, "<Q")
             self._floats(file, f"{prefix}xb", length, (ntotal, d))
         elif fourcc in INVERTED:

@@ -28,7 +28,7 @@ NETWORK = (
 SCALAR_INDEX = "it holds a scalar quantiser, which quantises every dimension by itself: there are no code vectors"
 OTHER_INDEX = (
     "it is a faiss index of kind {}, in which toc reads no code vectors: "
-    "it reads product and residual quantisers and the coarse level of inverted files"
+    "it reads product and residual quantisers, flat vectors and the coarse level of inverted files"
 )
 ENCODER = (
     "it holds an encoder without its quantiser: no vectors are looked up; the codebook is in the pretraining checkpoint"

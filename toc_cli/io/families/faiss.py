@@ -1,6 +1,7 @@
-"""faiss: product quantisers, residual quantisers, and the coarse level of inverted files.
+"""faiss: product quantisers, residual quantisers, flat vectors, and the coarse level of inverted files.
 
-Encoding is by squared distance whatever the metric of the search. Sub-spaces are heads, each with its own dimensions.
+Quantisers encode by squared distance whatever the metric of the search; a flat index searches by its own.
+Sub-spaces are heads, each with its own dimensions.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from itertools import accumulate
 
 import torch
 
+from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Affine, Codebook, Parts
+from toc_cli.io.checkpoint.faiss import FLAT
+from toc_cli.io.families.base import Affine, Codebook, Metric, Parts
 from toc_cli.io.families.names import sized
+from toc_cli.io.names import printable
 
 PRODUCT = ("pq.centroids", "centroids")
 INNER_PRODUCT = "the index searches by inner product; its codes are chosen by distance, and so are these tokens"
@@ -31,7 +35,9 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
         elif leaf == "rq.codebooks":
             books.append(_residual(ckpt, key, sized(info, "K D")))
         elif leaf == "xb" and key != leaf:
-            books.append(_coarse(ckpt, key, sized(info, "K D")))
+            books.append(_table(ckpt, key, sized(info, "K D"), "faiss coarse quantiser", "euclidean"))
+        elif leaf == "xb" and ckpt.values.get(("faiss", "fourcc")) in FLAT:
+            books.append(_table(ckpt, key, sized(info, "K D"), "faiss flat index", _flat_metric(ckpt)))
     return books
 
 
@@ -78,14 +84,26 @@ def _residual(ckpt: Checkpoint, key: str, shape: tuple[int, ...]) -> Codebook:
     )
 
 
-def _coarse(ckpt: Checkpoint, key: str, shape: tuple[int, ...]) -> Codebook:
+def _flat_metric(ckpt: Checkpoint) -> Metric:
+    searched = ckpt.values.get(("faiss", "metric"))
+    if searched == "l2":
+        return "euclidean"
+    if searched == "inner_product":
+        return "dot"
+    raise InputError(
+        f"{printable(ckpt.path)} is a flat index of faiss's metric {printable(searched)}, by which toc chooses no codes.",
+        "toc knows METRIC_L2 and METRIC_INNER_PRODUCT; export the vectors with np.save, and say --metric.",
+    )
+
+
+def _table(ckpt: Checkpoint, key: str, shape: tuple[int, ...], family: str, metric: Metric) -> Codebook:
     return Codebook(
-        family="faiss coarse quantiser",
+        family=family,
         keys=((key,),),
         num_codes=(shape[0],),
         dim=shape[1],
         heads=1,
-        metric="euclidean",
+        metric=metric,
         dtype=torch.float32,
         parts=lambda opened: Parts(tables=(opened.get(key)[None],), project_in=_transform(opened)),
         outer_width=_outer_width(ckpt),

@@ -36,7 +36,10 @@ LISTED: tuple[Listed, ...] = (
     Listed("GLM-Image", LIBRARY, ("glm-image vq",)),
     Listed("Emu3", LIBRARY, ("emu3 vq",)),
     Listed("diffusers VQModel, MoVQ and Paella", LIBRARY, ("diffusers vqmodel", "diffusers paella")),
-    Listed("faiss PQ, RQ and IVF", LIBRARY, ("faiss product quantiser", "faiss residual quantiser", "faiss coarse quantiser")),
+    Listed(
+        "faiss PQ, RQ, IVF and Flat", LIBRARY,
+        ("faiss product quantiser", "faiss residual quantiser", "faiss coarse quantiser", "faiss flat index"),
+    ),
     Listed("scikit-learn k-means", LIBRARY, ("k-means (scikit-learn)", "k-means")),
     Listed("FCID of toc", LIBRARY, ("toc FCID",)),
     Listed("BEiT v2, BEATs, LaBraM", FORMULA, ("NormEMA (BEiT v2, BEATs, LaBraM)",)),
