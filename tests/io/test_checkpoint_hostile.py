@@ -73,7 +73,8 @@ def written(path: Path, data: bytes) -> Path:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
         (b"<!DOCTYPE html><html>404</html>", "is a web page"),
-        (b"GGUF\x03\x00\x00\x00", "in no container that toc reads"),
+        (b"GGUF\x03\x00\x00\x00", "truncated or damaged"),
+        (b"\x7fELF\x02\x01\x01\x00", "in no container that toc reads"),
         (b"PK\x03\x04 but no more", "zip directory is missing"),
         (pickle.dumps([1, 2]), "is a Python pickle"),
         (b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', ", "broken numpy header"),

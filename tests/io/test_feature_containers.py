@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
+import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.features import Features, Stream, open_features
 from toc_cli.io.features.columns import parquet_sources
+from toc_cli.io.features.tar import tar_sources
 
 CLIPS = {f"utt{at}": np.random.default_rng(at).normal(size=(at + 2, 4)).astype("f4") for at in range(3)}
 ALL = np.concatenate(list(CLIPS.values()))
@@ -175,6 +179,76 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     tar(tmp_path / "images.tar", {"a.jpg": b"x", "b.jpg": b"x"})
     with pytest.raises(InputError, match=r"tar without features \(it holds jpg\).*toc capture"):
         open_features(tmp_path / "images.tar")
+
+
+def saved(tensors: object, **options: bool) -> bytes:
+    out = io.BytesIO()
+    torch.save(tensors, out, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("ending", ["feat.pt", "pth"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_members_of_tars_are_read_where_they_lie(tmp_path: Path, ending: str, zipped: bool) -> None:
+    members = {
+        f"train/{name}.{ending}": saved(torch.from_numpy(x.copy()), _use_new_zipfile_serialization=zipped)
+        for name, x in CLIPS.items()
+    }
+    tar(tmp_path / "x.tar", members)
+    check(tmp_path / "x.tar", "datasets", "train/feat" if "feat" in ending else "train")
+
+
+def test_torch_members_of_tars_with_several_tensors(tmp_path: Path) -> None:
+    members = {}
+    for name, x in CLIPS.items():
+        held = torch.from_numpy(x.copy())
+        members[f"{name}.pt"] = saved({"feat": held.T.contiguous().T, "tokens": torch.arange(len(x)), "text": name})
+    tar(tmp_path / "x.tar", members)
+    assert {key.rpartition("/")[2] for key in tar_sources(tmp_path / "x.tar")} == {"feat", "tokens"}
+    features = open_features(tmp_path / "x.tar")
+    stream = next(stream for stream in features.datasets.values() if stream.dtype.kind == "f")
+    assert np.array_equal(np.concatenate([block for _, block in stream.blocks()]), ALL)
+
+
+class Payload:
+    def __init__(self, call: Callable[..., object], *arguments: str) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_members_of_tars_run_nothing(tmp_path: Path, zipped: bool) -> None:
+    def hostile(held: object) -> None:
+        tar(tmp_path / "x.tar", {"b.pt": saved(held, _use_new_zipfile_serialization=zipped)})
+
+    opened, system = Payload(open, str(tmp_path / "ran"), "w"), Payload(os.system, f"touch {tmp_path / 'ran'}")
+    hostile([system, torch.ones(3, 4)])
+    with pytest.raises(InputError, match=r"x\.tar: b\.pt asks to run .*nothing of it was run"):
+        open_features(tmp_path / "x.tar")
+    hostile(opened)
+    with pytest.raises(InputError, match=r"x\.tar: b\.pt holds pickled objects"):
+        open_features(tmp_path / "x.tar")
+    hostile([opened, torch.ones(3, 4)])
+    assert np.array_equal(rows_of(only(open_features(tmp_path / "x.tar"))), np.ones((3, 4)))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (b"hello", "no file of torch.save"),
+        (pickle.dumps([1, 2]), "no file of torch.save"),
+        (saved(torch.ones(100, 4))[:-80], "truncated"),
+        (saved(torch.ones(100, 4), _use_new_zipfile_serialization=False)[:-80], "damaged"),
+    ],
+)
+def test_torch_members_of_tars_that_are_damaged(tmp_path: Path, data: bytes, said: str) -> None:
+    tar(tmp_path / "x.tar", {"a.pt": data, "b.pt": saved(torch.ones(100, 4))})
+    with pytest.raises(InputError, match=rf"x\.tar: a\.pt .*{said}"):
+        open_features(tmp_path / "x.tar")
 
 
 def test_matlab_matrices_have_their_axes_back(tmp_path: Path) -> None:

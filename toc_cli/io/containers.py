@@ -88,6 +88,11 @@ def _deepspeed(head: Head) -> bool:
     return shards or ("latest" in head.entries and any(name.startswith("global_step") for name in head.entries))
 
 
+def is_torch(head: Head) -> bool:
+    """Whether a file is one of torch.save."""
+    return _member(head, r".*/data\.pkl") or head.start.startswith(LEGACY_TORCH)
+
+
 def _is_table(start: bytes) -> bool:
     """Whether the first lines of a file are rows of numbers of one length."""
     lines = [line.partition(b"#")[0].replace(b",", b" ").split() for line in start.splitlines()[:8]]
@@ -191,7 +196,7 @@ CONTAINERS: tuple[Container, ...] = (
     ),
     Container(
         "torch",
-        lambda head: _member(head, r".*/data\.pkl") or head.start.startswith(LEGACY_TORCH),
+        is_torch,
         (".pt", ".pth", ".ckpt", ".bin", ".th"),
         checkpoint=CHECKPOINT + "torch_file:TorchFile",
         features=FEATURES + "torch_tensors:torch_sources",

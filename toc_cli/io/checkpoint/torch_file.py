@@ -11,7 +11,7 @@ import math
 import shutil
 import warnings
 import zipfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -48,8 +48,7 @@ class TorchFile(Checkpoint):
         super().__init__(path)
         head = Head(path)
         self._legacy, self._size = not head.is_zip, head.size
-        _check_zip(head)
-        tree, foreign = read_legacy_file(path) if self._legacy else _read_zip(head)
+        tree, foreign = read_tree(head)
         if foreign:
             names = ", ".join(printable(name, 80) for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
             left_out = f"{printable(path)} also holds Python objects ({names})"
@@ -61,11 +60,7 @@ class TorchFile(Checkpoint):
         for place, leaf in leaves(tree):
             self._list(place, leaf)
         if not self.infos and foreign:
-            raise InputError(
-                f"{printable(path)} holds pickled objects ({printable(foreign[0], 80)}) and no tensors outside of "
-                "them: loading it would run their code.",
-                "Where you trust it, save its tensors: torch.save(model.state_dict(), 'weights.pt').",
-            )
+            raise only_objects(head.shown, foreign[0])
         self.config, config_files = config_beside(path)
         self.files = (path, *config_files)
 
@@ -189,6 +184,24 @@ class TorchFile(Checkpoint):
         return names
 
 
+def read_tree(head: Head) -> tuple[Any, list[str]]:
+    """The object of a torch file, its tensors as `Strided`, and its foreign globals. Nothing of it is run."""
+    _check_zip(head)
+    if head.is_zip:
+        return _read_zip(head)
+    with head.open() as file:
+        return _read_legacy(head.shown, file, head.size, lambda start, _: file_bytes(head.path, head.base + start))
+
+
+def only_objects(shown: str, name: str) -> InputError:
+    """The error of a file whose tensors, if any, are inside of objects of a class."""
+    return InputError(
+        f"{shown} holds pickled objects ({printable(name, 80)}) and no tensors outside of them: loading it would run "
+        "their code.",
+        "Where you trust it, save its tensors: torch.save(model.state_dict(), 'weights.pt').",
+    )
+
+
 def _scattered(data: bytearray, old: Strided, new: torch.Tensor) -> memoryview:
     """The bytes from the first number of a view to its last, with the view's own numbers replaced."""
     import torch
@@ -229,7 +242,7 @@ def _read_zip(head: Head) -> tuple[Any, list[str]]:
             if member is None or member.file_size < count * BYTES[kind]:
                 raise ValueError(f"the storage {printable(key)} is missing or short")
             start = data_start(head, member)
-            reader = file_bytes(head.path, start)
+            reader = file_bytes(head.path, head.base + start)
             storages[key] = Storage(kind, member.file_size, reader, member.filename, swapped, start)
         return storages[key]
 
@@ -249,7 +262,7 @@ def _storage_id(pid: Any) -> tuple[str, str, int]:
 
 def data_start(head: Head, member: zipfile.ZipInfo) -> int:
     """Where the bytes of a zip entry stand in the file."""
-    with open(head.path, "rb") as file:
+    with head.open() as file:
         file.seek(member.header_offset)
         local = file.read(LOCAL_HEADER)
     if len(local) < LOCAL_HEADER or not local.startswith(b"PK\x03\x04"):
@@ -270,24 +283,23 @@ def entry_bytes(head: Head, member: zipfile.ZipInfo | None) -> bytes:
     if member is None:
         return b""
     try:
-        with zipfile.ZipFile(head.path) as archive:
+        with head.open() as file, zipfile.ZipFile(file) as archive:
             return archive.read(member)
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
         raise damaged(head.shown, error) from None
 
 
-def read_legacy_file(path: Path) -> tuple[Any, list[str]]:
-    """The object of a legacy file and its foreign globals."""
-    with open(path, "rb") as file:
-        return _read_legacy(printable(path), file, path.stat().st_size, path)
-
-
 def read_legacy_bytes(shown: str, data: bytes) -> Any:
     """The object of a legacy file in memory: how a plain pickle holds a storage of torch."""
-    return _read_legacy(shown, io.BytesIO(data), len(data), data)[0]
+    return _read_legacy(
+        shown, io.BytesIO(data), len(data), lambda start, count: held_bytes(data[start : start + count])
+    )[0]
 
 
-def _read_legacy(shown: str, file: IO[bytes], size: int, where: Path | bytes) -> tuple[Any, list[str]]:
+def _read_legacy(
+    shown: str, file: IO[bytes], size: int, reader: Callable[[int, int], Callable[[int, int], bytearray]]
+) -> tuple[Any, list[str]]:
+    """`reader` gives, for the first byte and the count of a storage, its `Storage.read`."""
     source = Bounded(file, size)
     storages: dict[str, Storage] = {}
 
@@ -307,9 +319,7 @@ def _read_legacy(shown: str, file: IO[bytes], size: int, where: Path | bytes) ->
             count = int.from_bytes(source.read(8), "little")
             if count * BYTES[storage.stored] != storage.nbytes:
                 raise ValueError(f"the storage {printable(key)} has another size than it claims")
-            start = source.at
-            data = where[start : start + storage.nbytes] if isinstance(where, bytes) else None
-            storage.read = file_bytes(where, start) if isinstance(where, Path) else held_bytes(data or b"")
+            storage.read = reader(source.at, storage.nbytes)
             source.skip(storage.nbytes)
     except (EOFError, ValueError, KeyError, TypeError) as error:
         raise damaged(shown, error) from None

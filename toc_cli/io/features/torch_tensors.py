@@ -10,9 +10,11 @@ import numpy as np
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.stored_types import BYTES
 from toc_cli.io.checkpoint.strided import Strided
-from toc_cli.io.checkpoint.torch_file import TorchFile
+from toc_cli.io.checkpoint.torch_file import only_objects, read_tree
+from toc_cli.io.checkpoint.tree import leaves
 from toc_cli.io.features.raw import widen
 from toc_cli.io.features.source import ArrayRows, ArraySource, Opened, Reader, Source
+from toc_cli.io.head import Head
 from toc_cli.io.names import printable
 
 
@@ -67,15 +69,23 @@ class TensorRows(Reader):
 
 def torch_sources(path: Path) -> dict[str, Source]:
     """The number tensors of a torch file, by their keys joined with slashes ("" for a lone tensor)."""
-    size = path.stat().st_size
+    return tensors_of(Head(path))
+
+
+def tensors_of(head: Head) -> dict[str, Source]:
+    """`torch_sources` of a file that may lie inside of another."""
+    tree, foreign = read_tree(head)
+    arrays = [("/".join(map(str, place)), leaf) for place, leaf in leaves(tree) if isinstance(leaf, Strided)]
+    if foreign and not arrays:
+        raise only_objects(head.shown, foreign[0])
     found: dict[str, Source] = {}
-    for key, array in TorchFile(path).arrays.items():
+    for key, array in arrays:
         plain = array.stored == "bfloat16" or (array.stored in BYTES and array.stored in np.sctypeDict)
         if not plain:
             continue
-        if math.prod(array.shape) * BYTES[array.stored] > max(size, 1 << 24):
-            raise InputError(
-                f"{printable(path)} claims a tensor of shape {array.shape}, more than the whole file holds."
-            )
-        found[key] = TensorSource(path, array)
+        if key in found:
+            raise InputError(f"{head.shown} has two tensors of the name {printable(key)!r}.")
+        if math.prod(array.shape) * BYTES[array.stored] > max(head.size, 1 << 24):
+            raise InputError(f"{head.shown} claims a tensor of shape {array.shape}, more than the whole file holds.")
+        found[key] = TensorSource(head.path, array)
     return found
