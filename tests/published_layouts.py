@@ -120,6 +120,20 @@ def product_table(table: str, name: str, before: str | None = None) -> Callable[
     return lambda t, x: euclidean(layer(t, before, x) if before else x, layer(t, name, a(t, table)))[:, None]
 
 
+def product_levels(count: int, layer_name: str) -> Callable[[Tensors, np.ndarray], np.ndarray]:
+    """RQ-VAE with sim_vq: every level's codes are a linear layer of its table."""
+
+    def formula(t: Tensors, x: np.ndarray) -> np.ndarray:
+        found = []
+        for n in range(count):
+            codes = layer(t, f"model/layers.{n}.{layer_name}", a(t, f"model/layers.{n}.embedding.weight"))
+            found.append(euclidean(x, codes))
+            x = x - codes[found[-1]]
+        return np.stack(found, 1)
+
+    return formula
+
+
 def norm_ema(key: str) -> Callable[[Tensors, np.ndarray], np.ndarray]:
     """BEiT v2: |z|^2 + |e|^2 - 2 z e of the normalised z, rows as stored."""
     return lambda t, x: euclidean(unit(x), a(t, key))[:, None]
@@ -220,6 +234,36 @@ PUBLISHED = (
             **linear("model/encoder.mlp.0", D, W), **linear("model/decoder.mlp.0", W, D),
         },
         D, residual(*(f"model/layers.{n}.embedding.weight" for n in LEVELS)), "RQ-VAE recommender",
+    ),
+    *(
+        Published(
+            f"RQ-VAE recommender, SimVQ {name} {'with a bias' if biased else ''}",
+            {
+                key: shape
+                for key, shape in {
+                    **numbered("model/layers.{}.", 3, lambda stem, name=name: {
+                        f"{stem}embedding.weight": (K, D), **linear(f"{stem}{name}", D, D),
+                    }),
+                    **linear("model/encoder.mlp.0", D, W), **linear("model/decoder.mlp.0", W, D),
+                }.items()
+                if biased or ".mlp." in key or not key.endswith("bias")
+            },
+            D, product_levels(3, name), "RQ-VAE recommender",
+        )
+        for name, biased in (("out_proj.0", False), ("out_proj", True), ("embedding_proj", True))
+    ),
+    Published(
+        "OneRec", {f"centroids.{n}": (K, D) for n in LEVELS}, D, residual(*(f"centroids.{n}" for n in LEVELS)),
+        "OneRec residual k-means", options={"assume": True},
+    ),
+    Published(
+        "GRID",
+        {
+            **{f"state_dict/quantization_layer_list.{n}.centroids": (K, D) for n in LEVELS},
+            **linear("state_dict/encoder.network.0", D, W),
+        },
+        D, residual(*(f"state_dict/quantization_layer_list.{n}.centroids" for n in LEVELS)), "GRID residual k-means",
+        values={"hyper_parameters/normalize_residuals": False},
     ),
     Published(
         "TiTok",

@@ -486,6 +486,41 @@ def test_settings_that_change_the_lookup_are_refused() -> None:
         detect(checkpoint(shapes, **{"model_config/codebook_normalize": True}))
 
 
+def test_products_of_recommenders_obey_the_settings_and_come_at_every_level_or_none() -> None:
+    shapes = {f"model/layers.{n}.embedding.weight": (16, 6) for n in range(2)}
+    shapes |= {"model/encoder.mlp.0.weight": (6, 9), "model/decoder.mlp.0.weight": (9, 6)}
+    both = shapes | {f"model/layers.{n}.out_proj.0.weight": (6, 6) for n in range(2)}
+    with pytest.raises(InputError, match=r"vae_codebook_normalize"):
+        detect(checkpoint(both, **{"model_config/vae_codebook_normalize": True}))
+    with pytest.raises(InputError, match=r"layers\.1\.embedding\.weight has no out_proj\.0"):
+        detect(checkpoint(shapes | {"model/layers.0.out_proj.0.weight": (6, 6)}))
+
+
+def test_residual_k_means_is_read_where_its_file_is_its_own() -> None:
+    shapes = {f"centroids.{n}": (16, 6) for n in range(3)}
+    (book,) = detect(checkpoint(shapes))
+    assert (book.family, book.levels, book.residual, book.evidence) == ("OneRec residual k-means", 3, True, "assumed")
+    (book,) = detect(checkpoint(shapes), stack="product")
+    assert (book.family, book.levels, book.heads) == ("unknown", 1, 3)
+    with pytest.raises(Undecided):
+        detect(checkpoint(shapes | {"other.weight": (5, 6)}))
+    for spelling in ("layers.{}.centroids", "kmeans_layers.{}.centroids", "codebooks.{}"):
+        with pytest.raises(Undecided):
+            detect(checkpoint({spelling.format(n): (16, 6) for n in range(3)}))
+
+
+def test_a_residual_at_unit_length_is_refused_and_asked_where_the_file_is_silent() -> None:
+    shapes = {f"state_dict/quantization_layer_list.{n}.centroids": (16, 6) for n in range(3)}
+    with pytest.raises(InputError, match="brought to unit length before the lookup"):
+        detect(checkpoint(shapes, **{"hyper_parameters/normalize_residuals": True}))
+    with pytest.raises(Undecided):
+        detect(checkpoint(shapes))
+    (book,) = detect(checkpoint(shapes), stack="residual")
+    assert any("normalize_residuals is false" in note for note in book.warnings)
+    (book,) = detect(checkpoint(shapes, **{"hyper_parameters/normalize_residuals": False}))
+    assert (book.levels, book.evidence) == (3, "stated")
+
+
 def test_what_the_third_quantiser_of_facodec_reads_is_said() -> None:
     shapes = {}
     for n in range(3):

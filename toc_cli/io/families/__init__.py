@@ -28,6 +28,7 @@ from toc_cli.io.families import (
     norm_ema,
     projected,
     pruned,
+    residual_kmeans,
     rows,
     rqvae,
     scaled,
@@ -80,6 +81,7 @@ FAMILIES = cast(
         encodec,
         faiss,
         kmeans,
+        residual_kmeans,
         norm_ema,
         vqp,
         simvq,
@@ -145,7 +147,8 @@ def _offered(flag: str, value: str | None, known: tuple[str, ...]) -> str | None
 
 def _restacked(ckpt: Checkpoint, one: Codebook, how: Stack | None) -> list[Codebook]:
     """The codebooks that numbered tables are under an answer; `Undecided` without one."""
-    if one.restack is None:
+    how = how or one.stack
+    if one.restack is None or (how is not None and how == one.stack):
         return [one]
     if how is None:
         raise Undecided(ckpt, one)

@@ -130,6 +130,8 @@ class Codebook:
     """Features are divided by their length, head by head, and meet the codes as they are stored."""
     restack: Callable[[Stack], list[Codebook]] | None = None
     """Set where the file does not say how its numbered tables stack: the codebooks of each answer."""
+    stack: Stack | None = None
+    """The answer that is assumed where none is given; None: it is asked."""
     exact_levels: int | None = None
     """Only the first so many levels are fixed tables (QINCo: 1); None: all."""
     outer_width: int | None = None

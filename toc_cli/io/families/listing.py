@@ -57,6 +57,7 @@ LISTED: tuple[Listed, ...] = (
     Listed("NeMo", FORMULA, ("NeMo residual VQ",)),
     Listed("MoMask, T2M-GPT", FORMULA, ("MoMask residual VQ", "T2M-GPT VQ")),
     Listed("RQ-VAE recommenders", FORMULA, ("RQ-VAE recommender",)),
+    Listed("OneRec and GRID residual k-means", FORMULA, ("OneRec residual k-means", "GRID residual k-means")),
     Listed("ESM3", FORMULA, ("ESM3 EMA codebook",)),
     Listed("Haiku and Keras VQ-VAE", FORMULA, ("Haiku VQ-VAE", "Keras VQ-VAE")),
     Listed(

@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Site
 from toc_cli.io.families.layers import affine, pointwise, product, relied, shape, single
 from toc_cli.io.families.names import Section, misfit, sections
 from toc_cli.io.families.tables import reader
 from toc_cli.io.families.vqp import NO_CONSUMER
+from toc_cli.io.names import printable
 
 LIBRARY = "vector-quantize-pytorch SimVQ"
+LEVEL = r"(?:.*\.)?layers\.\d+\."
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class _Spelling:
     table: str
     layer: str
     beside: str = ""
-    """A name of the model that must be there too."""
+    """A name under the root of the levels that must be there too."""
     neighbours: tuple[str, str] | None = None
     """The layers before and after, under the root of the model."""
 
@@ -36,7 +39,9 @@ _SPELLINGS = (
     _Spelling(LIBRARY, r"(?:.*\.)?", "frozen_codebook", "code_transform"),
     _Spelling("SimVQ", r"(?:.*\.)?quantize\.", "embedding.weight", "embedding_proj", neighbours=("quant_conv", "post_quant_conv")),
     _Spelling("VQGAN-LC", r"(?:.*\.)?", "tok_embeddings.weight", "codebook_projection", neighbours=("quant_conv", "post_quant_conv")),
-    _Spelling("RQ-VAE recommender", r"(?:.*\.)?layers\.\d+\.", "embedding.weight", "out_proj.0"),
+    _Spelling("RQ-VAE recommender", LEVEL, "embedding.weight", "out_proj.0"),
+    _Spelling("RQ-VAE recommender", LEVEL, "embedding.weight", "out_proj", beside="encoder.mlp.0.weight"),
+    _Spelling("RQ-VAE recommender", LEVEL, "embedding.weight", "embedding_proj"),
 )  # fmt: skip
 
 
@@ -48,10 +53,26 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 def _stacks(section: Section, spelt: _Spelling) -> list[Codebook]:
     stacks: dict[str, list[str]] = {}
     for match in section.matches(rf"({spelt.root}){re.escape(spelt.table)}"):
-        if f"{match[1]}{spelt.layer}.weight" in section:
-            layer = re.fullmatch(r"((?:.*\.)?)layers\.\d+\.", match[1])
-            stacks.setdefault(layer[1] if layer else match[1], []).append(match[1])
-    return [_codebook(section, spelt, root, prefixes) for root, prefixes in stacks.items()]
+        layer = re.fullmatch(r"((?:.*\.)?)layers\.\d+\.", match[1])
+        stacks.setdefault(layer[1] if layer else match[1], []).append(match[1])
+    found = []
+    for root, prefixes in stacks.items():
+        turned = [prefix for prefix in prefixes if f"{prefix}{spelt.layer}.weight" in section]
+        if turned and (not spelt.beside or f"{root}{spelt.beside}" in section):
+            _refuse_mixed(section, spelt, prefixes, turned)
+            found.append(_codebook(section, spelt, root, prefixes))
+    return found
+
+
+def _refuse_mixed(section: Section, spelt: _Spelling, prefixes: list[str], turned: list[str]) -> None:
+    """InputError where some levels of a residual have the layer and others do not."""
+    missing = [prefix for prefix in prefixes if prefix not in turned]
+    if missing:
+        bare, product = (printable(section.key(prefix + spelt.table)) for prefix in (missing[0], turned[0]))
+        raise InputError(
+            f"{bare} has no {spelt.layer}, {product} has one: some levels are products and others are not.",
+            "--codebook KEY takes one table.",
+        )
 
 
 def _codebook(section: Section, spelt: _Spelling, root: str, prefixes: list[str]) -> Codebook:
