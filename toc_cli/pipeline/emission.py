@@ -66,8 +66,11 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) ->
 def write_checkpoint(
     ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples
 ) -> list[Path]:
-    """Write one edited copy and check it. OutputError where the check fails."""
-    written = ckpt.write(target, edits_for(ckpt, chosen, mode, options))
+    """Write one edited copy and check it. OutputError where the check fails; InputError where the input changed meanwhile."""
+    try:
+        written = ckpt.write(target, edits_for(ckpt, chosen, mode, options))
+    finally:
+        ckpt.refuse_changes()  # before any error that comes of it
     check_checkpoint(ckpt, target, chosen, mode, options, samples)
     return written
 

@@ -204,6 +204,7 @@ class Plan:
             ]
         if self.decode is not None:
             self.record["outcome"] = self.decode({mode: aside.of(mode) for mode in aside.checkpoints})
+        self.checkpoint.refuse_changes()
         write_record(aside.record, self.record)
         return [*written, aside.artefact, aside.record]
 
@@ -283,6 +284,7 @@ def plan_optimization(
     for source, entry in recoded:
         entry["codes"] = source.codes.about if source.codes else None
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
+    ckpt.refuse_changes()
     opened.refuse_changes()
     met = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
     read = [describe(stream) for stream in met.values()]

@@ -19,17 +19,23 @@ MOST_NAMED = 32
 
 
 def hash_inputs(ckpt: Checkpoint, features: Features, ranks: Ranks) -> Future[dict[int, dict[str, Any]]]:
-    """By place among the inputs, the entry of each file that is this rank's to hash; names without folders."""
+    """By place among the inputs, the entry of each file that is this rank's to hash; names without folders.
+    InputError, as its exception, where a file is gone."""
     files = [("config" if path.name.endswith("config.json") else "checkpoint", path) for path in ckpt.files]
     files += [("features", path) for path in features.files]
     executor = ThreadPoolExecutor(1, thread_name_prefix="sha256")
 
     def hashed() -> dict[int, dict[str, Any]]:
-        return {
-            at: {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-            for at, (role, path) in enumerate(files)
-            if at % ranks.world == ranks.rank
-        }
+        try:
+            return {
+                at: {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+                for at, (role, path) in enumerate(files)
+                if at % ranks.world == ranks.rank
+            }
+        except FileNotFoundError:
+            ckpt.refuse_changes()
+            features.refuse_changes()
+            raise
 
     future = executor.submit(hashed)
     executor.shutdown(wait=False)

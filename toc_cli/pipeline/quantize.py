@@ -83,6 +83,7 @@ def quantize_features(
         for name, labels in opened.labels.items():
             if name not in file.root:
                 file.root.create_dataset(name, data=labels.read(), track_times=False)
+        chosen.checkpoint.refuse_changes()
         opened.refuse_changes()
     elsewhere = "" if output else elsewhere
     return {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.stored_types import BYTES, COMPLEX, WHOLE, torch_type
 from toc_cli.io.names import printable
+from toc_cli.io.standing import Standing
 
 if TYPE_CHECKING:
     import torch
@@ -84,14 +85,28 @@ class Checkpoint(ABC):
         """As the user named it: a file, or a folder."""
         self.infos: dict[str, TensorInfo] = {}
         """The listing by full key, in file order."""
-        self.files: tuple[Path, ...] = ()
-        """Every file that holds part of it, for hashing: weights first, then config.json."""
+        self._files: tuple[Path, ...] = ()
+        self._standing = Standing([path])
         self.config: dict[str, Any] | None = None
         """`config.json` of a Hugging Face folder (or beside the named file); None without one."""
         self.values: dict[tuple[str, ...], Any] = {}
         """Plain leaves (numbers, strings, lists) of a torch file or of container metadata, by path."""
         self.read_only: str | None = None
         """Why an edited copy cannot be written in this container; None where it can."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that holds part of it, for hashing: weights first, then config.json."""
+        return self._files
+
+    @files.setter
+    def files(self, files: tuple[Path, ...]) -> None:
+        self._files = files
+        self._standing.note(files)
+
+    def refuse_changes(self) -> None:
+        """InputError for a file that is not as it was when it was listed."""
+        self._standing.refuse_changes(self._files)
 
     @abstractmethod
     def get(self, key: str) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from toc_cli.io.features.labels import LabelSet
 from toc_cli.io.features.stream import Stream
 from toc_cli.io.features.tokens import Recorded
 from toc_cli.io.names import printable
+from toc_cli.io.standing import Standing
 
 
 class Features:
@@ -33,7 +33,7 @@ class Features:
         """By name."""
         self.tokens = dict(tokens or {})
         """What the model itself chose, by modality, where it was recorded."""
-        self._stamps = [(path, _stamp(path)) for path in self.files]
+        self._standing = Standing(self.files)
 
     def select(self, widths: Collection[int]) -> list[Stream]:
         """The modalities with one of these widths. InputError that names the widths where none has it, or why none can be used.
@@ -73,18 +73,5 @@ class Features:
         return self.datasets[name].blocks(start=start, stop=stop, rows_multiple=rows_multiple)
 
     def refuse_changes(self) -> None:
-        """InputError for a file that is not as it was when it was opened: what was read of it is of two states."""
-        for path, before in self._stamps:
-            if _stamp(path) != before:
-                raise InputError(
-                    f"{printable(path)} changed while it was read.", "Run again when nothing writes to it any more."
-                )
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Size, time of the last change and identity of a file; None where it is gone."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
+        """InputError for a file that is not as it was when it was opened."""
+        self._standing.refuse_changes()

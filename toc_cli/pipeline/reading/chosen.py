@@ -9,7 +9,7 @@ from typing import Any
 
 from toc_cli.errors import UsageError
 from toc_cli.io.artefact import read_artefact
-from toc_cli.io.checkpoint import open_checkpoint
+from toc_cli.io.checkpoint import Checkpoint, open_checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.features import Features, Stream
 from toc_cli.io.tokens import codebook_hash
@@ -24,6 +24,7 @@ from toc_cli.pipeline.source import Fit, has_projection, on_outer_side, sources,
 class Chosen:
     """A codebook, and the datasets that meet it."""
 
+    checkpoint: Checkpoint
     form: Quantiser
     hash: str
     """`codebook_hash` of the file: what its tokens are stamped with."""
@@ -71,7 +72,7 @@ def choose_codebook(path: Path, features: Features, id: int | None, said: Said) 
             Fit(dataset, on_outer_side(form, dataset.width, _side(dataset, form, said.space)))
             for dataset in features.select(widths(form))
         ]
-        return Chosen(form, codebook_hash(ckpt), fitting, None, _left(len(artefact.codebooks), id))
+        return Chosen(ckpt, form, codebook_hash(ckpt), fitting, None, _left(len(artefact.codebooks), id))
     reading = decide(ckpt, features, said)
     _check_id(at, len(reading.books))
     source = reading.books[at]
@@ -82,6 +83,7 @@ def choose_codebook(path: Path, features: Features, id: int | None, said: Said) 
             "no others."
         )
     return Chosen(
+        ckpt,
         source.full,
         codebook_hash(ckpt),
         reading.fits[at],
