@@ -162,6 +162,21 @@ def heads(keys: list[str]) -> Callable[[Tensors, np.ndarray], np.ndarray]:
     )
 
 
+def vq_wav2vec(key: str) -> Callable[[Tensors, np.ndarray], np.ndarray]:
+    """fairseq's k-means quantiser: (V, G, D) codes, or (V, 1, D) that serve both groups of the features past projection and norm."""
+
+    def formula(t: Tensors, x: np.ndarray) -> np.ndarray:
+        table = np.broadcast_to(a(t, key), (K, 2, D))
+        return np.stack([euclidean(part, table[:, g]) for g, part in enumerate(np.split(x, 2, 1))], 1)
+
+    return formula
+
+
+def gumbel(chooser: str) -> Callable[[Tensors, np.ndarray], np.ndarray]:
+    """fairseq's Gumbel quantiser at test time: the largest logit of each group."""
+    return lambda t, x: layer(t, chooser, x).reshape(len(x), 2, -1).argmax(2)
+
+
 def group_residual(names: list[list[str]]) -> Callable[[Tensors, np.ndarray], np.ndarray]:
     """NeMo: each group of the features has a residual of its own; names[group][level]."""
 
@@ -358,8 +373,58 @@ PUBLISHED = (
     Published(
         "Haiku",
         {"v/vector_quantizer_ema/embeddings": (D, K), "v/vector_quantizer_ema/ema_cluster_size/hidden": (K,),
-         "v/vector_quantizer_ema/ema_dw/hidden": (D, K)},
+         "v/vector_quantizer_ema/ema_cluster_size/average": (K,), "v/vector_quantizer_ema/ema_dw/hidden": (D, K),
+         "v/vector_quantizer_ema/ema_dw/average": (D, K)},
         D, plain("v/vector_quantizer_ema/embeddings", True), "Haiku VQ-VAE", container="h5",
+    ),
+    *(
+        Published(
+            f"Sonnet {shape}",
+            {f"{stem}{table}": shape, f"{stem}ema_cluster_size": (K,), f"{stem}ema_dw": shape},
+            D, plain(f"{stem}{table}", shape == (D, K)), "Sonnet VQ-VAE", container=container,
+        )
+        for stem, table, shape, container in (
+            ("v/vector_quantizer_ema/", "embeddings", (D, K), "h5"),
+            ("state_dict/model.vector_quantizer.", "embeddings", (D, K), "torch"),
+            ("state_dict/vq.", "embedding", (K, D), "torch"),
+        )
+    ),
+    *(
+        Published(
+            f"LARP, {'at unit length' if cosines else 'plain'}",
+            {
+                "sd/bottleneck.regularizer.embedding.weight": (K, D), **linear("sd/bottleneck.in_linear", D, W),
+                **linear("sd/bottleneck.out_linear", 6, D),
+            },
+            W,
+            lambda t, x, lookup=cosine if cosines else euclidean: lookup(
+                layer(t, "sd/bottleneck.in_linear", x), a(t, "sd/bottleneck.regularizer.embedding.weight")
+            )[:, None],
+            "LARP", config={"bottleneck": {"args": {"regularizer": {"args": {"l2_normalized": cosines}}}}},
+        )
+        for cosines in (True, False)
+    ),
+    *(
+        Published(
+            f"vq-wav2vec, {'tied' if stored == 1 else 'own'} groups",
+            {
+                "model/vector_quantizer.embedding": (K, stored, D), "model/vector_quantizer.projection.0.weight": (2 * D, D, 1),
+                "model/vector_quantizer.projection.1.weight": (2 * D,), "model/vector_quantizer.projection.1.bias": (2 * D,),
+            },
+            2 * D, vq_wav2vec("model/vector_quantizer.embedding"), "fairseq vq-wav2vec",
+        )
+        for stored in (1, 2)
+    ),
+    *(
+        Published(
+            f"wav2vec 2.0 of fairseq, {'tied' if tables == 1 else 'own'} groups",
+            {
+                "model/quantizer.vars": (1, tables * K, D), **linear("model/quantizer.weight_proj", 2 * K, W),
+                **linear("model/project_q", 6, 2 * D),
+            },
+            W, gumbel("model/quantizer.weight_proj"), "fairseq wav2vec 2.0",
+        )
+        for tables in (1, 2)
     ),
     Published(
         "Keras",

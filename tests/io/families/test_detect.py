@@ -521,6 +521,41 @@ def test_a_residual_at_unit_length_is_refused_and_asked_where_the_file_is_silent
     assert (book.levels, book.evidence) == (3, "stated")
 
 
+def test_tokenflow_is_refused_by_its_own_names() -> None:
+    shapes = {"model/quantize.embedding_vqkd.weight": (16, 6), "model/quantize.embedding_vqgan.weight": (16, 4)}
+    shapes |= {"model/quantize.codebook_used": (128,), "model/quant_conv.weight": (4, 9, 1, 1)}
+    ckpt = checkpoint(shapes | {"model/post_quant_conv.weight": (9, 4, 1, 1)})
+    with pytest.raises(
+        InputError, match=r"embedding_vqkd\.weight and .*embedding_vqgan\.weight are looked up by one index"
+    ):
+        detect(ckpt)
+    (book,) = detect(ckpt, codebook="quantize.embedding_vqgan.weight")
+    assert (book.num_codes, book.dim) == ((16,), 4)
+
+
+def test_counts_tell_the_axis_of_sonnets_codes() -> None:
+    stem = "model/vector_quantizer."
+    with pytest.raises(InputError, match="which axis holds the codes"):
+        detect(checkpoint({f"{stem}embeddings": (8, 8), f"{stem}ema_dw": (8, 8), f"{stem}ema_cluster_size": (8,)}))
+    shapes = {f"{stem}embeddings": (16, 6), f"{stem}ema_dw.hidden": (16, 6), f"{stem}ema_cluster_size.hidden": (16,)}
+    (book,) = detect(checkpoint(shapes))  # a port of Haiku to torch, codes first
+    assert (book.num_codes, book.dim, book.ema_twins) == ((16,), 6, (f"{stem}ema_dw.hidden",))
+
+
+def test_larp_without_its_settings_is_assumed_to_look_up_by_cosine() -> None:
+    stem = "sd/bottleneck."
+    shapes = {f"{stem}regularizer.embedding.weight": (16, 6), f"{stem}in_linear.weight": (6, 9)}
+    shapes |= {f"{stem}out_linear.weight": (9, 6), "sd/prior_model.input_proj.weight": (5, 6)}
+    (book,) = detect(checkpoint(shapes))
+    assert (book.family, book.metric, book.evidence, book.outer_width) == ("LARP", "cosine", "assumed", 9)
+    assert "prior_model" in book.refusals["sliced"]
+    settings = "model/args/bottleneck/args/regularizer/args"
+    (book,) = detect(checkpoint(shapes, **{f"{settings}/l2_normalized": True, f"{settings}/stochastic": False}))
+    assert (book.metric, book.evidence, book.warnings) == ("cosine", "stated", ())
+    (book,) = detect(checkpoint({**shapes, f"{stem}regularizer.stochastic_temperature_inv": ()}))
+    assert (book.metric, book.evidence) == ("cosine", "by structure")
+
+
 def test_what_the_third_quantiser_of_facodec_reads_is_said() -> None:
     shapes = {}
     for n in range(3):

@@ -15,7 +15,7 @@ from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
 from toc_cli.io.families import absent
 from toc_cli.io.families.base import Codebook, Metric, Parts, Site, Stack
-from toc_cli.io.families.names import Section, code_axis, is_statistic, natural, sections, twin
+from toc_cli.io.families.names import Section, code_axis, is_statistic, natural, sections, twins
 from toc_cli.io.names import printable
 
 AROUND = "the layers around the codebook are not in this file, or not known"
@@ -215,12 +215,13 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
             f"{printable(key)} {tuple(info.shape)} is a variable of Keras, which does not say which axis holds the codes.",
             f"Add --codebook {printable(key)} --layout DK (dimensions first, as in its VQ-VAE example) or KD.",
         )
-    counted, averages = None, None
+    counted: tuple[int, int] | None = None
+    averages: list[tuple[str, str]] = []
     for part in sections(ckpt):
         for name in part:
             if part.key(name) == key:
-                counted, averages = code_axis(part, name), twin(part, name)
-                averages = (part.key(averages[0]), part.key(averages[1])) if averages else None
+                counted = code_axis(part, name)
+                averages = [(part.key(sums), part.key(counts)) for sums, counts in twins(part, name)]
     where = Layout.parse(layout) if layout else _guess(info, counted)
     sizes = where.split(info)
     rows = sizes["K"]
@@ -238,8 +239,7 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
             f"{printable(key) or 'the array'} holds whole numbers alone: these look like indices, not like codes",
         )
     sites = _sites(key, where, sizes, rows)
-    if averages:
-        sites += [replace(site, key=averages[0], role="sums", counts=averages[1]) for site in sites]
+    sites += [replace(site, key=sums, role="sums", counts=counts) for sums, counts in averages for site in tuple(sites)]
 
     def parts(ckpt: Checkpoint) -> Parts:
         return Parts(tuple(level[:, :rows] for level in _spread(ckpt.get(key), where, sizes)))
@@ -256,7 +256,7 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
         evidence="assumed",
         residual=sizes["L"] > 1,
         own_dims_per_head=sizes["H"] == 1 or any("H" in axis for axis in where.axes),
-        ema_twins=averages[:1] if averages else (),
+        ema_twins=tuple(sums for sums, _ in averages),
         sites=tuple(sites),
         refusals={"sliced": AROUND, "consumer": AROUND},
         zero_fill=metric == "cosine" or (sizes["L"] > 1 and not any("L" in axis for axis in where.axes)),

@@ -59,7 +59,8 @@ LISTED: tuple[Listed, ...] = (
     Listed("RQ-VAE recommenders", FORMULA, ("RQ-VAE recommender",)),
     Listed("OneRec and GRID residual k-means", FORMULA, ("OneRec residual k-means", "GRID residual k-means")),
     Listed("ESM3", FORMULA, ("ESM3 EMA codebook",)),
-    Listed("Haiku and Keras VQ-VAE", FORMULA, ("Haiku VQ-VAE", "Keras VQ-VAE")),
+    Listed("LARP", FORMULA, ("LARP",)),
+    Listed("Haiku, Sonnet and Keras VQ-VAE", FORMULA, ("Haiku VQ-VAE", "Sonnet VQ-VAE", "Keras VQ-VAE")),
     Listed(
         "tutorial VQ-VAEs", FORMULA,
         ("zalando VQ-VAE", "MishaLaskin VQ-VAE", "nadavbh12 VQ-VAE", "nearest embedding with EMA positions"),
@@ -72,7 +73,7 @@ LISTED: tuple[Listed, ...] = (
     Listed("ReVQ", STRUCTURE, ("ReVQ",)),
     Listed("Jukebox", STRUCTURE, ("Jukebox VQ-VAE",)),
     Listed("SpeechTokenizer, AudioCraft", STRUCTURE, ("speechtokenizer", "audiocraft", "encodec (original)", "mimi (original)")),
-    Listed("fairseq", STRUCTURE, ("fairseq wav2vec 2.0", "fairseq vq-wav2vec")),
+    Listed("fairseq wav2vec 2.0 and vq-wav2vec", FORMULA, ("fairseq wav2vec 2.0", "fairseq vq-wav2vec")),
     Listed("CMG", STRUCTURE, ("CMG",)),
 )  # fmt: skip
 

@@ -141,8 +141,11 @@ def _count(section: Section, name: str, table: tuple[int, ...]) -> int:
     return sizes[-1] if sizes else 0
 
 
-def twin(section: Section, name: str, *, padded: bool = False) -> tuple[str, str] | None:
-    """(sums, counts) of the running averages kept beside a table: sums have its shape (less a padding row), counts one per code."""
+def twins(section: Section, name: str, *, padded: bool = False) -> list[tuple[str, str]]:
+    """(sums, counts) of the running averages kept beside a table: sums have its shape (less a padding row), counts one per code.
+
+    Several where a moving average is stored with what it averages: each goes with the counts of its own ending.
+    """
     shape = section.shape(name)
     shape = (shape[0] - 1, *shape[1:]) if padded else shape
     for prefix in beside(name):
@@ -157,9 +160,10 @@ def twin(section: Section, name: str, *, padded: bool = False) -> tuple[str, str
                 for count in counts
                 if math.prod(section.shape(count)) * _width(shape, axis[0]) == math.prod(shape)
             ]
+            ends = {count.rpartition(".")[2]: count for count in fitting}
             if fitting:
-                return sums[0], fitting[0]
-    return None
+                return [(one, ends.get(one.rpartition(".")[2], fitting[0])) for one in sums]
+    return []
 
 
 def _width(shape: tuple[int, ...], axis: int) -> int:

@@ -13,7 +13,7 @@ from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Metric, Mode, Site
 from toc_cli.io.families.layers import shape
-from toc_cli.io.families.names import Section, sections
+from toc_cli.io.families.names import Section, code_axis, sections
 from toc_cli.io.families.tables import reader, stack
 from toc_cli.io.names import printable
 
@@ -33,6 +33,8 @@ class Row:
     product: bool = False
     """Numbered tables are heads; else levels of a residual."""
     transposed: bool = False
+    counted: bool = False
+    """Tables are (D, K) or (K, D): the counts beside them tell which."""
     metric: Metric = "euclidean"
     unit_vectors: bool = False
     before: Callable[[Section, str], str | None] = lambda part, root: None
@@ -153,7 +155,13 @@ ROWS = (
         "Haiku VQ-VAE",
         r"(?P<root>.*?)vector_quantizer(?:_ema)?(?:_\d+)?\.embeddings",
         ("ema_cluster_size.hidden", "ema_dw.hidden"),
-        transposed=True,
+        counted=True,
+    ),
+    Row(
+        "Sonnet VQ-VAE",
+        r"(?P<root>.*?)\w*(?:quantizer|vq|codebook)\w*\.embeddings?",
+        ("ema_cluster_size", "ema_dw"),
+        counted=True,
     ),
     Row("Keras VQ-VAE", r"(?P<root>.*?)embeddings_vqvae(?:\:0)?", transposed=True),
     Row("Keras VQ-VAE", r"(?P<root>(?:.*\.)?vector_quantizer(?:_\d+)?\.vars)\.0", transposed=True),
@@ -199,8 +207,9 @@ def _books(part: Section, row: Row) -> list[Codebook]:
 def _codebook(part: Section, row: Row, root: str, names: dict[tuple[int, int], str]) -> Codebook:
     levels, heads = ({place[axis] for place in names} for axis in (0, 1))
     grid = [[names[level, head] for head in sorted(heads) if (level, head) in names] for level in sorted(levels)]
-    axis = 0 if row.transposed else 1
-    dim = part.sizes(grid[0][0], "D K" if row.transposed else "K D")[axis]
+    transposed = _dimensions_first(part, grid[0][0]) if row.counted else row.transposed
+    axis = 0 if transposed else 1
+    dim = part.sizes(grid[0][0], "D K" if transposed else "K D")[axis]
     width = dim * len(grid[0])
     after = _readers(part, row, root, width)
     before = row.before(part, root)
@@ -214,7 +223,7 @@ def _codebook(part: Section, row: Row, root: str, names: dict[tuple[int, int], s
         part,
         grid,
         family=row.family,
-        transposed=row.transposed,
+        transposed=transposed,
         metric=row.metric,
         unit_vectors=row.unit_vectors,
         before=before,
@@ -223,6 +232,17 @@ def _codebook(part: Section, row: Row, root: str, names: dict[tuple[int, int], s
         refusals=refusals,
         load_hint=(lambda size: row.hint.format(size=size)) if row.hint else None,
     )
+
+
+def _dimensions_first(part: Section, name: str) -> bool:
+    """Whether a table is (D, K), by the counts beside it. InputError for a square one, or where no axis is theirs."""
+    found, size = code_axis(part, name), part.shape(name)
+    if found is None or size[0] == size[1]:
+        raise InputError(
+            f"{printable(part.key(name))} has shape {size}: which axis holds the codes is not told by the counts beside it.",
+            "--codebook KEY with --layout DK (dimensions first, as Sonnet and Haiku store it) or KD says it.",
+        )
+    return found[0] == 1
 
 
 def _readers(part: Section, row: Row, root: str, width: int) -> list[Site]:

@@ -10,7 +10,7 @@ import torch
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Parts, Site
 from toc_cli.io.families.layers import affine, pointwise, producer, relied, shape, spelling
-from toc_cli.io.families.names import Section, misfit, twin
+from toc_cli.io.families.names import Section, misfit, twins
 
 
 def plain(
@@ -73,10 +73,8 @@ def stack(
         for head, name in enumerate(row):
             where = head if heads > 1 else None
             sites.append(Site(part.key(name), axis, "codes", level, where, window=((0, 0, size),) if padding else ()))
-            averages = twin(part, name, padded=padding)
-            if averages:
-                sums, counts = map(part.key, averages)
-                sites.append(Site(sums, axis, "sums", level, where, counts=counts))
+            for sums, counts in twins(part, name, padded=padding):
+                sites.append(Site(part.key(sums), axis, "sums", level, where, counts=part.key(counts)))
     into = before if before and spelling(part, before) else None
     if into:
         sites.append(producer(part, into))

@@ -24,6 +24,8 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
     """The tables named `quantize.embedding.weight` or `quantize.embed.weight`."""
     found = []
     for part in sections(ckpt):
+        for match in part.matches(r"((?:.*\.)?)quantize\.embedding_vqkd\.weight"):
+            _refuse_second_table(part, match[1], match.group())
         for match in part.matches(r"((?:.*\.)?)quantize\.embedding\.weight"):
             _refuse_second_table(part, match[1], match.group())
             found.append(_codebook(ckpt, part, match[1]))
