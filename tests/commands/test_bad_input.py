@@ -130,7 +130,6 @@ def test_dead_codes_work_and_are_warned_of(here: Path) -> None:
         (("a" * 300, "--features", "feats.h5"), 3),
         (("model.safetensors", "--features", "a" * 300 + "=b"), 3),
         (("model.safetensors", "--features", "missing.h5"), 3),
-        (("model.safetensors", "--features", "."), 3),
         (("model.safetensors",), 2),
         (("model.safetensors", "--features", "feats.h5", "--modality", "sound"), 2),
         (("model.safetensors", "--features", "feats.h5", "--codebook", "no.such.key"), 3),

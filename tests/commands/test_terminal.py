@@ -79,7 +79,18 @@ def inspected(name: str) -> None:
 
 
 def quantised(name: str) -> None:
-    row = {"name": name, "shape": [1], "dtype": name, "rows": 1, "used_codes": 1, "codes": 1, "perplexity": 1.0}
+    row = {
+        "name": name,
+        "shape": [1],
+        "dtype": name,
+        "rows": 1,
+        "used_codes": 1,
+        "codes": 1,
+        "perplexity": 1.0,
+        "tuples": None,
+    }
+    each = {"head": 0, "used_codes": 1, "codes": 1, "perplexity": 1.0, "entropy_bits": 0.0, "bits_per_token": 0.0}
+    row["tables"] = [{"level": level, **each} for level in range(2)]
     Output().result({}, tables.tokens_table({"output": name, "datasets": [row]}))
 
 

@@ -103,7 +103,7 @@ def test_init_starts_from_the_weights_of_a_run(data: Path, tmp_path: Path) -> No
         (["--batch-size", "31"], InputError, "30 clips, fewer than one batch of 31"),
         (["--set", "model.coarse=['smell']"], InputError, "has no modality 'smell'; it has audio, text, video"),
         (["--set", "train.train_split='no'"], InputError, "no split 'no'. It has: train, val"),
-        (["--config", "nowhere.toml"], InputError, "'nowhere.toml' can't be read"),
+        (["--config", "nowhere.toml"], InputError, "settings nowhere.toml can't be read: No such file"),
         (["--device", "tpu"], UsageError, "There is no device 'tpu'"),
         (["--resume"], InputError, "holds no run"),
     ],

@@ -73,7 +73,6 @@ def test_files_that_are_no_features(fixtures_dir: Path, tmp_path: Path) -> None:
         tmp_path / "no.h5": "does not exist",
         tmp_path / "empty": "is a folder without features",
         tmp_path / "lfs.h5": "Git LFS pointer",
-        fixtures_dir / "containers" / "plain_state_dict.pt": "is a torch file, not features",
         fixtures_dir / "containers" / "object_array.npy": "array of Python objects",
         fixtures_dir / "containers" / "truncated.safetensors": "is truncated",
     }.items():

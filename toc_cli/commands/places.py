@@ -12,8 +12,15 @@ from toc_cli.io.names import printable
 
 Value = TypeVar("Value", str, Path, list[str])
 
-TABLES = {".csv": "comma-separated text", ".tsv": "tab-separated text", ".parquet": "a Parquet table", ".mat": "a MATLAB file",
-          ".xlsx": "a spreadsheet", ".json": "JSON", ".jsonl": "JSON lines"}  # fmt: skip
+TABLES = {
+    ".csv": "comma-separated text",
+    ".tsv": "tab-separated text",
+    ".xlsx": "a spreadsheet",
+    ".json": "JSON",
+    ".jsonl": "JSON lines",
+}
+ARRAYS = (b"\x89HDF", b"\x93NUM")
+"""How files of arrays begin, whatever they are called."""
 CONVERT = "Save the rows as .npy, .npz, .h5 or .safetensors, such as numpy.save('feats.npy', rows)."
 
 
@@ -46,6 +53,11 @@ def features(value: Any) -> Any:  # typer takes list[str] here for a class on Py
     """`place` of several, and tables that are no arrays."""
     for text in place(value):
         path = Path(text.partition("=")[2] or text)
-        if (kind := TABLES.get(path.suffix.lower())) and path.is_file():
+        if (kind := TABLES.get(path.suffix.lower())) and path.is_file() and _head(path) not in ARRAYS:
             raise InputError(f"{printable(path)} is {kind}, which toc does not read as features.", CONVERT)
     return value
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4)

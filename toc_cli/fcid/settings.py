@@ -31,7 +31,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise InputError(f"{shown} has {path.stat().st_size:,} bytes, more than settings need.")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The settings {printable(path)} can't be read ({printable(error)}).") from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"The settings {printable(path)} can't be read: {printable(reason)}.") from error
     if path.suffix in (".yaml", ".yml"):
         try:
             import yaml

@@ -4,7 +4,7 @@ The rules, the first that holds, per codebook; the run takes the most cautious o
 
 1. never     the features are not what the codebook was trained on (SNR of at most 0 dB before pruning), the reading is only assumed,
              or the sample has fewer features than the codebook has codes: no figure here can be trusted
-2. ship      nothing was dropped; or the distortion is no higher within its interval; or it is within the bound that was asked
+2. ship      nothing was dropped; or the distortion is no higher within its interval and 95% of tokens stay; or the asked bound holds
 3. stop      another measured selection of this size costs less than the interval of this one, or random ones do as well
 4. weigh     it costs something, and nothing measured at this size clearly costs less
 """
@@ -25,7 +25,8 @@ Kind = Literal["ship", "weigh", "stop", "never"]
 ORDER: tuple[Kind, ...] = ("ship", "weigh", "stop", "never")
 TONE = {"ship": "pass", "weigh": "warn", "stop": "fail", "never": "fail"}
 RULES = {
-    "ship": "nothing was dropped, the distortion is no higher within its interval, or it is within the bound that was asked",
+    "ship": "nothing was dropped, the distortion is no higher within its interval and at least 95% of tokens stay, or it is within the "
+    "bound that was asked",
     "weigh": "the selection costs something, and nothing measured at this size clearly costs less",
     "stop": "another measured selection of this size costs less than the interval of this one, or random ones do as well",
     "never": "the features do not fit the codebook (SNR of at most 0 dB before pruning), how it is read is only assumed, "
@@ -33,6 +34,8 @@ RULES = {
 }
 """What each kind of advice means, for the page and `toc explain`."""
 
+SAME = 0.95
+"""Share of tokens that must stay for a selection to ship though nobody asked for a bound: noise may cost no distortion either."""
 MOST_FEATURES = 3
 """Feature files that a command names; of more it says `FEATURES`."""
 READING = {"codebook": "--codebook", "layout": "--layout", "metric": "--metric", "channel_axis": "--channel-axis"}
@@ -85,15 +88,21 @@ def _book(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
         if found is not None:
             return found
     cost = _cost(values.get("excess_distortion"), values.get("token_agreement"))
-    bound = values.get("excess_distortion")
-    check = "token_agreement>=99%" if bound is None else f"excess_distortion<={_above(100 * bound)}%"
+    bound, agreement = values.get("excess_distortion"), values.get("token_agreement") or 0.0
+    check = (
+        f"token_agreement>={_below(agreement)}"
+        if bound is None or bound <= 0
+        else f"excess_distortion<={_above(100 * bound)}%"
+    )
     text = f"Weigh it: {_share(book)} kept, {cost}, and nothing measured at this size clearly costs less."
     then = f"Ship it if you can lose that, and let the gate hold it: `toc report --check '{check}'`."
     return Advice("weigh", text, then, codebook=book["id"])
 
 
 def _veto(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
-    snr, per_code = book["before"].get("snr_db"), values.get("sample_per_code")
+    per_code = values.get("sample_per_code")
+    sides = [book["before"], *(modality["before"] for modality in (book.get("per_modality") or {}).values())]
+    snr = min((side["snr_db"] for side in sides if side.get("snr_db") is not None), default=None)
     if snr is not None and snr <= 0:
         text = (
             "Do not ship: these features are not what this codebook was trained on: it explains them with "
@@ -119,7 +128,7 @@ def _nothing_lost(record: Mapping[str, Any], book: Mapping[str, Any], values: Va
         return Advice("ship", "Ship it: every dimension is kept and every token is unchanged.", codebook=book["id"])
     lossless = agreement == 1 if excess is None else (bounds[0] if bounds else excess) <= 0
     asked = _asked(record["options"], excess, agreement)
-    if not lossless and not asked:
+    if not asked and not (lossless and (agreement is None or agreement >= SAME)):
         return None
     same = f"{number(agreement, 'share')} of tokens unchanged" if agreement is not None else "tokens unmeasured"
     cost = "" if excess is None else f", distortion {number(excess, 'change')}"
@@ -212,6 +221,11 @@ def _share(book: Mapping[str, Any]) -> str:
     if kept < dim and dim % kept == 0 and dim // kept in words:
         return words[dim // kept]
     return f"{kept:,} of {dim:,} dimensions"
+
+
+def _below(share: float) -> str:
+    """A number of percent that the share does not fall short of."""
+    return f"{math.floor(1000 * share) / 10:g}%"
 
 
 def _above(percent: float) -> str:

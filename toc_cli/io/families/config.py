@@ -10,6 +10,8 @@ from toc_cli.io.checkpoint.base import Checkpoint
 CODES = ("codebook_size", "num_vq_embeddings", "num_embeddings", "n_embed")
 DIMS = ("codebook_dim", "vq_embed_dim", "embed_dim")
 """What configs call K and D, where both stand in one part."""
+_OWN_DIMS = {"PaellaVQModel": ("latent_channels",)}
+"""Where a type's `embed_dim` is another number."""
 
 # Older files nest a sub-config without naming its type: (type of the whole, key of the part) -> type of the part.
 _UNNAMED = {
@@ -37,14 +39,17 @@ def section(ckpt: Checkpoint, types: Collection[str]) -> tuple[str, tuple[str, .
 
 
 def contradiction(config: Mapping[str, Any], sizes: Collection[tuple[int, int]]) -> str:
-    """What a config says of a codebook that no (K, D) of the file has; "" where it agrees, or says nothing."""
+    """What a config says of a codebook that no (K, D) of the file has; "" where a part of it agrees, or none says anything."""
+    said = []
     for part in _mappings(config):
         codes = next((part[name] for name in CODES if _is_count(part.get(name))), None)
-        dims = next((part[name] for name in DIMS if _is_count(part.get(name))), None)
-        if codes is not None and dims is not None and sizes and (codes, dims) not in sizes:
-            held = " and ".join(f"{k} of {d}" for k, d in sorted(set(sizes))[:3])
-            return f"config.json says {codes} codes of {dims} dimensions, the file holds {held}"
-    return ""
+        dims = next((part[name] for name in _OWN_DIMS.get(_type(part), DIMS) if _is_count(part.get(name))), None)
+        if codes is not None and dims is not None:
+            said.append((codes, dims))
+    if not sizes or not said or set(said) & set(sizes):
+        return ""
+    held = " and ".join(f"{k} of {d}" for k, d in sorted(set(sizes))[:3])
+    return f"config.json says {said[0][0]} codes of {said[0][1]} dimensions, the file holds {held}"
 
 
 def _mappings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
