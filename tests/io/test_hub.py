@@ -48,7 +48,7 @@ class Requests(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0].strip("/").split("/")
+        path = self.path.partition("?")[0].strip("/").removeprefix("datasets/").split("/")
         if path[:2] == ["api", "models"]:
             folder = self.server.root / path[2] / path[3]
             if not folder.is_dir():
@@ -141,6 +141,8 @@ def deny(monkeypatch: pytest.MonkeyPatch) -> None:
         ("hf://org/name", HubName("org/name")),
         ("hf:/org/name@v1.0", HubName("org/name", "v1.0")),
         ("hf://org/name@rev/sub/file.pt", HubName("org/name", "rev", "sub/file.pt")),
+        ("hf://datasets/org/name@rev/x.h5", HubName("org/name", "rev", "x.h5", "dataset")),
+        ("hf:/datasets/org/name", HubName("org/name", kind="dataset")),
         ("model.safetensors", None),
         ("folder/model.safetensors", None),
         ("org/name/file", None),
@@ -183,6 +185,69 @@ def test_optimize_downloads_once_and_then_asks_nobody(
     assert toc("inspect", "org/codec").code == 0
     assert toc("inspect", "cache/models--org--codec").code == 0
     assert toc("quantize", "x.h5", "--codebook", "hf://org/codec/model.safetensors").code == 0
+
+
+@pytest.mark.parametrize("argument", ["hf://datasets/org/data/x.h5", "hf://org/data@main/x.h5", "@list.txt"])
+def test_features_on_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: str) -> None:
+    model(hub, rows=10)
+    (hub.root / "org" / "data").mkdir()
+    make_features(hub.root / "org" / "data" / "x.h5")
+    (tmp_path / "list.txt").write_text("hf://datasets/org/data/x.h5\n")
+    for named in (argument, f"clips={argument}"):
+        done = toc("optimize", "org/codec", "--features", named, "--force")
+        assert done.code == 0, done.err
+    inputs = json.loads((tmp_path / "codec.toc.json").read_text())["inputs"]
+    assert [entry["name"] for entry in inputs if entry["role"] == "features"][:1] in (["x.h5"], ["list.txt"])
+    deny(monkeypatch)
+    done = toc("quantize", argument, "--codebook", "codec.toc.safetensors", "-o", "a.h5")
+    assert done.code == 0, done.err
+    if argument.startswith("hf:"):
+        done = toc("quantize", argument, "--codebook", "codec.toc.safetensors")
+        assert (done.code, (tmp_path / "x.tokens.h5").is_file()) == (0, True), done.err
+
+
+def test_what_features_on_the_hub_lack(hub: Hub, tmp_path: Path) -> None:
+    save_file({"quantize.embedding.weight": torch.randn(64, 24)}, tmp_path / "model.safetensors")
+    (hub.root / "org" / "data").mkdir(parents=True)
+    for argument, sentence in {
+        "hf://org/data": "hf://org/data names no file. Name one",
+        "hf://datasets/org/data/none.h5": "hf://datasets/org/data/none.h5 has no such file",
+        "org/data/x.h5": "org/data/x.h5 does not exist. If it is on the hub: hf://org/name/FILE",
+    }.items():
+        done = toc("optimize", "model.safetensors", "--features", argument)
+        assert (done.code, sentence in " ".join(done.err.split())) == (3, True), done.err
+
+
+def test_offline_it_says_how_to_get_the_features(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    save_file({"quantize.embedding.weight": torch.randn(64, 24)}, tmp_path / "model.safetensors")
+    deny(monkeypatch)
+    done = toc("optimize", "model.safetensors", "--features", "hf://datasets/org/data/y.h5")
+    assert done.code == 3
+    assert "hf download org/data --repo-type dataset" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--keep", "0"), ("--keep", "auto"), ("--sweep", "5:1:x"), ("--sweep", "0.5,-1"), ("--codes", "none"),
+        ("--criterion", "best"), ("--emit", "all"), ("--device", "abacus"), ("--report", "page.txt"), ("-o", "x.pt"),
+        ("-o", "old.toc.safetensors"),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_said_before_anything_is_downloaded(hub: Hub, tmp_path: Path, wrong: tuple[str, str]) -> None:
+    model(hub, rows=10)
+    make_features(tmp_path / "x.h5")
+    (tmp_path / "old.toc.safetensors").touch()
+    done = toc("optimize", "org/codec", "--features", "x.h5", *wrong)
+    assert (done.code, hub.sent) == (2, []), done.err
+
+
+def test_quantize_looks_at_its_flags_before_the_hub(hub: Hub, tmp_path: Path) -> None:
+    model(hub, rows=10)
+    make_features(tmp_path / "x.h5")
+    for wrong in (("--device", "abacus"), ("-o", "x.h5"), ("--max-memory", "much")):
+        done = toc("quantize", "x.h5", "--codebook", "org/codec", *wrong)
+        assert (done.code, hub.sent) == (2, []), done.err
 
 
 def test_shards_and_lone_files(hub: Hub, tmp_path: Path) -> None:

@@ -113,10 +113,11 @@ def optimize(
     from toc_cli.commands.page import refuse_page, write_page
     from toc_cli.commands.settings import used
     from toc_cli.commands.tables import plan_parts
-    from toc_cli.io.hub import here
+    from toc_cli.io.hub import here, hub_name
     from toc_cli.media import holds_media
     from toc_cli.pipeline import Options, Outputs, plan_optimization
     from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
+    from toc_cli.pipeline.preflight import refuse_unseen
 
     options = Options(
         keep=keep, codes=codes, lean=lean,
@@ -129,11 +130,13 @@ def optimize(
         settings=used(context),
     )  # fmt: skip
     sink = Output(as_json, quiet)
+    refuse_page(report, force=force or dry_run, inputs=[checkpoint])
+    if hub_name(checkpoint) is not None:
+        refuse_unseen(options, output, force=force or dry_run)
     checkpoint = here(checkpoint)
     outputs = Outputs(
         checkpoint, options.emit, output, force, planned=dry_run, verify=verify, data=data, samples=not no_samples
     )
-    refuse_page(report, force=force or dry_run, inputs=[checkpoint])
     if media := [entry for entry in features if holds_media(entry.rpartition("=")[2] or entry)]:
         features, outputs = captured_first(checkpoint, features, media, outputs, options, sink)
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)

@@ -49,7 +49,6 @@ def quantize(
     """Quantise features to tokens (and vectors on request), streamed, with the datasets' structure."""
     from toc_cli.commands.output import Output
     from toc_cli.commands.tables import tokens_table
-    from toc_cli.io.hub import here
     from toc_cli.pipeline import QuantizeOptions, quantize_features
     from toc_cli.pipeline.options import parse_bytes
 
@@ -59,7 +58,7 @@ def quantize(
         max_memory=parse_bytes(max_memory), device=device,
     )  # fmt: skip
     sink = Output(as_json, quiet)
-    done = quantize_features(features, here(codebook), output, options, force=force, progress=sink.progress)
+    done = quantize_features(features, codebook, output, options, force=force, progress=sink.progress)
     if done["elsewhere"]:
         sink.warn(done["elsewhere"])
     for warning in done["warnings"]:

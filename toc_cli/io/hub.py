@@ -1,4 +1,5 @@
-"""Models by their name on the Hugging Face hub: `org/name` or `hf://org/name@revision/file`.
+"""Models by their name on the Hugging Face hub: `org/name` or `hf://org/name@revision/file`; of a data set
+`hf://datasets/org/name@revision/file`.
 
 The local cache comes first; the network is asked only for what a name asks and no cache holds. `huggingface_hub` does both,
 and obeys its own variables (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from toc_cli.errors import InputError, missing_extra
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
@@ -26,23 +27,30 @@ if TYPE_CHECKING:
     import torch
 
 SCHEME = "hf:"
+DATASETS = "datasets/"
 PART = r"[A-Za-z0-9][\w.-]*"
 NAMED = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>[^/@]+))?(?:/(?P<file>.+))?")
 
 
 @dataclass(frozen=True)
 class HubName:
-    """A model on the hub, or one file of it."""
+    """A model or a data set on the hub, or one file of it."""
 
     repo: str
     revision: str | None = None
     file: str | None = None
+    kind: Literal["model", "dataset"] = "model"
+
+    @property
+    def address(self) -> str:
+        """Of the whole, at any revision."""
+        return f"hf://{DATASETS if self.kind == 'dataset' else ''}{self.repo}"
 
     @property
     def shown(self) -> str:
         """As the user could type it."""
         at = f"@{printable(self.revision)}" if self.revision else ""
-        return f"hf://{self.repo}{at}" + (f"/{printable(self.file)}" if self.file else "")
+        return f"{self.address}{at}" + (f"/{printable(self.file)}" if self.file else "")
 
 
 def hub_name(path: str | Path) -> HubName | None:
@@ -50,7 +58,9 @@ def hub_name(path: str | Path) -> HubName | None:
     folder of that name (nor a folder `org`) is here. InputError for `hf://` with no such name behind it."""
     text = str(path)
     explicit = text.startswith(SCHEME)
-    match = NAMED.fullmatch(text.removeprefix(SCHEME).lstrip("/") if explicit else text)
+    rest = text.removeprefix(SCHEME).lstrip("/") if explicit else text
+    of_data = explicit and rest.startswith(DATASETS)
+    match = NAMED.fullmatch(rest.removeprefix(DATASETS) if of_data else rest)
     if match is None or ".." in text.split("/"):
         if explicit:
             raise InputError(
@@ -61,13 +71,22 @@ def hub_name(path: str | Path) -> HubName | None:
         return None
     if not explicit and Path(text).suffix in checkpoint_suffixes():
         return None
-    return HubName(match["repo"], match["revision"], match["file"])
+    return HubName(match["repo"], match["revision"], match["file"], "dataset" if of_data else "model")
 
 
 def here(path: Path) -> Path:
     """The local path of a checkpoint: itself, or where the hub's file or folder lies, downloaded if no cache holds it."""
     named = hub_name(path)
     return path if named is None else _local(named)
+
+
+def file_here(text: str) -> Path:
+    """The local path of the file that `hf://…` names, downloaded if no cache holds it. InputError for a name without a file."""
+    named = hub_name(text)
+    if named is None or not named.file:
+        shown = printable(text) if named is None else named.shown
+        raise InputError(f"{shown} names no file.", "Name one: hf://org/name/FILE, or hf://datasets/org/name/FILE.")
+    return _local(named)
 
 
 def open_named(named: HubName) -> Checkpoint:
@@ -99,7 +118,9 @@ class HubSafetensors(Checkpoint):
             wanted = _shards(index)
             self.container = "sharded safetensors"
         for name in wanted:
-            header = hub.HfApi().parse_safetensors_file_metadata(named.repo, name, revision=named.revision)
+            header = hub.HfApi().parse_safetensors_file_metadata(
+                named.repo, name, repo_type=named.kind, revision=named.revision
+            )
             for key, tensor in header.tensors.items():
                 if tensor.dtype in TYPES:
                     self.infos[key] = TensorInfo((), key, _shape(tensor.shape), TYPES[tensor.dtype])
@@ -150,10 +171,11 @@ def _library(named: HubName) -> Any:
 def _cached(hub: Any, named: HubName) -> Path | None:
     """Where the cache holds what is named; None where it does not, or not all of it."""
     if named.file:
-        found = hub.try_to_load_from_cache(named.repo, named.file, revision=named.revision)
+        found = hub.try_to_load_from_cache(named.repo, named.file, revision=named.revision, repo_type=named.kind)
         return Path(found) if isinstance(found, str) else None
     try:
-        folder = Path(hub.snapshot_download(named.repo, revision=named.revision, local_files_only=True))
+        found = hub.snapshot_download(named.repo, repo_type=named.kind, revision=named.revision, local_files_only=True)
+        folder = Path(found)
         Folder(folder)
     except (OSError, ValueError, InputError):
         return None
@@ -188,16 +210,16 @@ def _weights(hub: Any, named: HubName) -> list[str]:
         return found
     some = ", ".join(printable(name, 60) for name in (found or files)[:5])
     what = f"holds {len(found)} weights files" if found else "holds no weights at its top"
-    raise InputError(f"{named.shown} {what} ({some}).", f"Name one: hf://{named.repo}/FILE.")
+    raise InputError(f"{named.shown} {what} ({some}).", f"Name one: {named.address}/FILE.")
 
 
 def _files(hub: Any, named: HubName) -> list[str]:
-    found: list[str] = hub.HfApi().list_repo_files(named.repo, revision=named.revision)
+    found: list[str] = hub.HfApi().list_repo_files(named.repo, revision=named.revision, repo_type=named.kind)
     return found
 
 
 def _download(hub: Any, named: HubName, name: str) -> str:
-    found: str = hub.hf_hub_download(named.repo, name, revision=named.revision)
+    found: str = hub.hf_hub_download(named.repo, name, revision=named.revision, repo_type=named.kind)
     return found
 
 
@@ -227,8 +249,9 @@ def _told(named: HubName) -> Iterator[None]:
             "",
             "0",
         )
+        of_data = " --repo-type dataset" if named.kind == "dataset" else ""
         why = "HF_HUB_OFFLINE is set" if offline else printable(str(error).partition("\n")[0] or type(error).__name__)
         raise InputError(
             f"{named.shown} is not in the local cache, and the hub cannot be asked: {why}.",
-            f"Get it where there is a network (hf download {named.repo}), or name a local file.",
+            f"Get it where there is a network (hf download {named.repo}{of_data}), or name a local file.",
         ) from None

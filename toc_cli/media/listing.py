@@ -35,12 +35,15 @@ class MediaFile:
 
 
 def holds_media(path: str | Path) -> bool:
-    """Whether a folder or glob holds pictures or sound (and not arrays): a glance, nothing is opened."""
-    for count, file in enumerate(_files(str(path))):
-        if file.suffix.lower() in SUFFIXES:
-            return True
-        if count >= GLANCE:
-            break
+    """Whether a folder, glob or list holds pictures or sound (and not arrays): a glance, nothing is opened."""
+    try:
+        for count, file in enumerate(_files(str(path))):
+            if file.suffix.lower() in SUFFIXES:
+                return True
+            if count >= GLANCE:
+                break
+    except InputError:
+        return False  # a list of features names its files by rules of its own, and is refused where it is read
     return False
 
 

@@ -38,7 +38,7 @@ def parse_sweep(text: str, dim: int) -> list[int]:
     try:
         counts = [parse_keep(share, dim) for share in shares]
     except UsageError:
-        raise UsageError(f"--sweep {text!r} names what no --keep could be, of {dim} dimensions.", hint) from None
+        raise UsageError(f"--sweep {text!r} names what no --keep could be.", hint) from None
     if len(parts) == 2 or None in counts:
         raise UsageError(f"--sweep {text!r} is not a range or a list.", hint)
     return sorted({count for count in counts if count is not None})

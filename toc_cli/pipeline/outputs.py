@@ -45,9 +45,7 @@ class Outputs:
         object.__setattr__(self, "elsewhere", "" if self.named else elsewhere)
         stem = folder / stem.name
         if self.named is not None:
-            if not self.named.name.endswith(SUFFIX) or self.named.name == SUFFIX:
-                raise UsageError(f"-o {self.named} does not end in {SUFFIX}.", f"Use -o NAME{SUFFIX}.")
-            stem = self.named.with_name(self.named.name.removesuffix(SUFFIX))
+            stem = stem_named(self.named)
         object.__setattr__(self, "stem", stem)
         object.__setattr__(self, "extension", extension)
 
@@ -98,12 +96,21 @@ CACHE_FOLDERS = ("snapshots", "blobs")
 """Of a Hugging Face cache, whose own scan calls a model with any other file in them corrupted."""
 
 
+def stem_named(named: Path) -> Path:
+    """The stem that `-o` gives. UsageError for another ending."""
+    if not named.name.endswith(SUFFIX) or named.name == SUFFIX:
+        raise UsageError(f"-o {named} does not end in {SUFFIX}.", f"Use -o NAME{SUFFIX}.")
+    return named.with_name(named.name.removesuffix(SUFFIX))
+
+
 def place_for(source: Path) -> tuple[Path, str]:
     """The folder of what is made of `source`, and why it is not the one that `source` lies in ("" where it is)."""
     folder = source.parent
     whole = Path(os.path.abspath(folder))
     for place in (whole, *whole.parents):
-        if place.name in CACHE_FOLDERS and (place.parent.name.startswith("models--") or _caches(place.parent)):
+        if place.name in CACHE_FOLDERS and (
+            place.parent.name.startswith(("models--", "datasets--")) or _caches(place.parent)
+        ):
             return (
                 Path(),
                 f"{printable(source.name)} lies in a Hugging Face cache: the outputs go to the current folder.",

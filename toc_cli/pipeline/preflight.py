@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from toc_cli.errors import InputError, UsageError
+from toc_cli.io.atomic import check_target
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect, recode
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import MODES, supported
 from toc_cli.io.names import printable
+from toc_cli.ops.codes import parse_codes
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.census import pairs_of
@@ -22,11 +24,26 @@ from toc_cli.pipeline.codes import refuse_codes
 from toc_cli.pipeline.curve import parse_sweep
 from toc_cli.pipeline.memory import refuse_what_does_not_fit
 from toc_cli.pipeline.options import AUTO, Options
-from toc_cli.pipeline.outputs import Outputs
-from toc_cli.pipeline.source import Source
+from toc_cli.pipeline.outputs import Outputs, stem_named
+from toc_cli.pipeline.source import Source, device_of
 from toc_cli.pipeline.study import Study
 
 PROBED_ROWS = 64
+ANY_SIZE = 2**31
+"""More dimensions, or codes, than any codebook has."""
+
+
+def refuse_unseen(options: Options, named: Path | None, *, force: bool) -> None:
+    """UsageError for what no checkpoint allows, before one is downloaded: sizes, the device, the name of `-o`."""
+    parse_keep(options.keep, ANY_SIZE)
+    if options.sweep:
+        parse_sweep(options.sweep, ANY_SIZE)
+    if options.codes is not None:
+        parse_codes(options.codes, ANY_SIZE)
+    device_of(options.device)
+    if named is not None:
+        stem_named(named)
+        check_target(named, force=force)
 
 
 def refuse_options(source: Source, options: Options) -> None:

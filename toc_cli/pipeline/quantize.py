@@ -17,7 +17,9 @@ from toc_cli import __version__
 from toc_cli.errors import UsageError
 from toc_cli.io.atomic import check_target, write_errors
 from toc_cli.io.features import Features, Stream, open_features
+from toc_cli.io.features.places import local_file
 from toc_cli.io.guarded import NewHdf5
+from toc_cli.io.hub import here
 from toc_cli.io.names import printable
 from toc_cli.io.publish import published
 from toc_cli.io.tokens import CODEBOOK_HASH, VECTORS
@@ -60,7 +62,7 @@ def quantize_features(
 
     Token axes: the features' own without the channel axis, then levels (if several), then heads (if several).
     """
-    source = Path(str(features[0]).partition("=")[2] or str(features[0]))
+    source = local_file(str(features[0]).partition("=")[2] or str(features[0]))
     folder, elsewhere = place_for(source)
     stem = re.sub(r"[*?@\[\]]+", "", source.name.split(".")[0]).strip("-_ ") or "features"
     target = output or folder / f"{stem}.tokens.h5"
@@ -69,6 +71,7 @@ def quantize_features(
     )
     check_target(target, force=force, inputs=[codebook, *opened.files])
     device = device_of(options.device)
+    codebook = here(codebook)
     said = Said(options.reading, options.space, options.channel_axis)
     chosen = choose_codebook(codebook, opened, options.book, said)
     done = []

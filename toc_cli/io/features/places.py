@@ -1,4 +1,4 @@
-"""From what `--features` names to files: a file, a folder, a glob, a list of files; each may be given a name."""
+"""From what `--features` names to files: a file, here or on the hub, a folder, a glob, a list of files; each may be named."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ MEDIA = frozenset({
 """Endings of what a model makes features of."""
 LIST_LIMIT = 1 << 28
 """Bytes of a list file."""
+HUB = "hf:"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def places(argument: str | Path, suffixes: frozenset[str]) -> list[Place]:
-    """The files of `[name=]path`, where path is a file, a folder (its files that end in `suffixes`, folders below it too),
-    a glob, or `@list` (a file with `[name=]path` on each line). Folders and globs in natural order, lists as they stand.
+    """The files of `[name=]path`, where path is a file, one on the hub (`hf://org/name/file`), a folder (its files that end
+    in `suffixes`, folders below it too), a glob, or `@list` (a file with `[name=]path` on each line). Folders and globs in
+    natural order, lists as they stand.
 
     UsageError for an argument that names nothing; InputError for a folder, a glob or a list without features.
     """
@@ -63,6 +65,8 @@ def _media(path: Path, what: str) -> InputError:
 def _places(name: str, text: str, suffixes: frozenset[str]) -> list[Place]:
     if text.startswith("@") and not os.path.exists(text):
         return list(_listed(name, Path(text[1:]), suffixes))
+    if text.startswith(HUB):
+        return [Place(name, local_file(text))]
     if os.path.isdir(text):
         return [Place(name, path, text) for path in _below(Path(text), suffixes)]
     if glob.has_magic(text) and not os.path.lexists(text):
@@ -70,7 +74,22 @@ def _places(name: str, text: str, suffixes: frozenset[str]) -> list[Place]:
         if not found:
             raise InputError(f"No file matches {printable(text)}.", "Quote the pattern, and see what `ls` finds.")
         return [Place(name, Path(path), text) for path in found if not os.path.isdir(path)]
+    head, _, rest = text.partition("/")
+    if head and "/" in rest and not os.path.lexists(head):
+        raise InputError(
+            f"{printable(text)} does not exist.",
+            "If it is on the hub: hf://org/name/FILE, or hf://datasets/org/name/FILE.",
+        )
     return [Place(name, Path(text))]
+
+
+def local_file(text: str) -> Path:
+    """The path of a file; of one on the hub where the cache has it, downloaded if need be."""
+    if not text.startswith(HUB) or os.path.lexists(text):
+        return Path(text)
+    from toc_cli.io.hub import file_here
+
+    return file_here(text)
 
 
 def named(argument: str | Path) -> tuple[str, str]:
@@ -134,4 +153,4 @@ def _listed(name: str, path: Path, suffixes: frozenset[str]) -> Iterator[Place]:
             text = str(path.parent / text)
         if os.path.isdir(text):
             raise InputError(f"{shown} lists the folder {printable(text)}.", "A list holds files.")
-        yield Place(own or name, Path(text), f"@{path}")
+        yield Place(own or name, local_file(text), f"@{path}")
