@@ -38,7 +38,7 @@ from toc_cli.pipeline.ignored_labels import ignored_labels
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outcome import data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
-from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_options
+from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_itself, refuse_options
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
 from toc_cli.pipeline.ranks import Ranks, from_environment
 from toc_cli.pipeline.reading.decide import books_said, decide
@@ -245,6 +245,7 @@ def plan_optimization(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory,
         limit=options.limit,
     )  # fmt: skip
+    refuse_itself(ckpt, opened)
     if outputs is not None:
         outputs.refuse_what_stands(_inputs(ckpt, opened), writes=ranks.writes)
     decode = None

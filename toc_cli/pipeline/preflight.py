@@ -14,6 +14,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect, recode
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import MODES, supported
+from toc_cli.io.features import Features
 from toc_cli.io.names import printable
 from toc_cli.ops.codes import parse_codes
 from toc_cli.ops.criterion import CRITERIA
@@ -44,6 +45,16 @@ def refuse_unseen(options: Options, named: Path | None, *, force: bool) -> None:
     if named is not None:
         stem_named(named)
         check_target(named, force=force)
+
+
+def refuse_itself(ckpt: Checkpoint, features: Features) -> None:
+    """InputError where the checkpoint lies among several files of features: a folder was named that holds both."""
+    for path in features.files if len(features.files) > 1 else ():
+        if any(path.exists() and file.exists() and path.samefile(file) for file in ckpt.files):
+            raise InputError(
+                f"{printable(path)} is the checkpoint, and among the files of features.",
+                "Name the features alone: a file, a glob such as 'feats*.h5', or their own folder.",
+            )
 
 
 def refuse_options(source: Source, options: Options) -> None:

@@ -23,6 +23,7 @@ from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
 
 AFTER_OTHERS = "FACodec's third quantiser reads what the first two left of the features: give it those rows"
+DECODER_UNIT = r".*decoder\.model\.\d+\.block\.\d+\.block\.\d+\.(?:weight|weight_v|parametrizations\.weight\.original1)"
 NOISE_BLOCK = r".*decoder\.model\.\d+\.block\.\d+\.linear\..*"
 ORIGINAL_DAC = ("metadata", "kwargs", "codebook_dim")
 
@@ -117,14 +118,22 @@ def _codebooks(ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str]) -
     return [_codebook(ckpt, part, kind, [name], [stem], alone) for name, stem in zip(names, stems, strict=True)]
 
 
+def _depthwise(part: Section) -> bool:
+    """Whether a decoder has convolutions of one channel each, which DAC's has not."""
+    sizes = [part.shape(match.group()) for match in part.matches(DECODER_UNIT)]
+    return any(len(size) == 3 and size[0] > 1 == size[1] < size[2] for size in sizes)
+
+
 def _refuse_unread(ckpt: Checkpoint, part: Section, kind: _Kind, names: list[str]) -> None:
     """InputError for SNAC, whose levels have token rates of their own, and for several residuals that share one input."""
     first = printable(part.key(names[0]))
     if kind.family == "dac":
         strides = (ckpt.config or {}).get("vq_strides")
         coarse = isinstance(strides, list) and any(stride != 1 for stride in strides)
-        if coarse or (strides is None and part.matches(NOISE_BLOCK)):
-            said = f"vq_strides {printable(strides)} in config.json" if coarse else "noise blocks in its decoder"
+        noisy, depthwise = bool(part.matches(NOISE_BLOCK)), _depthwise(part)
+        if coarse or (strides is None and (noisy or depthwise)):
+            seen = "noise blocks in its decoder" if noisy else "depthwise convolutions in its decoder"
+            said = f"vq_strides {printable(strides)} in config.json" if coarse else seen
             raise InputError(
                 f"{first} is SNAC's ({said}): each level pools its own number of rows, so its levels have no common token"
                 " rate, and toc does not read them.",
