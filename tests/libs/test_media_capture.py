@@ -64,6 +64,7 @@ def captured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """(model folder, media folder, features) of every class."""
     home = tmp_path_factory.mktemp(request.param)
     make, data = MODELS[request.param]
+    torch.manual_seed(0)
     model, media = library.save(make(), home / "model"), data(home / "media")
     done = toc("capture", model, media, "-o", home / "feats.h5", "--json")
     assert done.code == 0, done.err
