@@ -415,6 +415,23 @@ def make(reader: str, seed: int, number: int, folder: Path, original: tuple[Path
     return path
 
 
+def watched(child: int, told: Path) -> int:
+    """The child's status at its end; one that has told nothing for three times an input's time is killed: a hang inside
+    a library's own code holds the child's own alarm back.
+    """
+    size, since = -1, time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if (now := told.stat().st_size) != size:
+            size, since = now, time.monotonic()
+        elif time.monotonic() - since > 3 * SECONDS:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.01)
+
+
 def batch(reader: str, seed: int, numbers: range, folder: Path, until: float) -> tuple[int, list[Finding]]:
     """Inputs in a child of their own: how many ran, and what was found; the death of the child is a finding of its last input."""
     told = folder / "told"
@@ -439,15 +456,20 @@ def batch(reader: str, seed: int, numbers: range, folder: Path, until: float) ->
             code = 0
         finally:
             os._exit(code)
-    _, status = os.waitpid(child, 0)
+    status = watched(child, told)
     lines = [json.loads(line) for line in told.read_text().splitlines()]
     ran = [line["at"] for line in lines if "at" in line]
     found = [Finding(f"{seed}:{reader}:{line['found']}", line["what"]) for line in lines if "found" in line]
     if (code := os.waitstatus_to_exitcode(status)) != 0:
         at = ran[-1] if ran else -1
-        found.append(
-            Finding(f"{seed}:{reader}:{at}", f"the process died: {signal.Signals(-code).name if code < 0 else code}")
+        how = (
+            "hung where no signal reaches it"
+            if code == -signal.SIGKILL
+            else signal.Signals(-code).name
+            if code < 0
+            else code
         )
+        found.append(Finding(f"{seed}:{reader}:{at}", f"the process died: {how}"))
     return len(ran), found
 
 
