@@ -48,7 +48,13 @@ class Requests(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0].strip("/").removeprefix("datasets/").split("/")
+        path = (
+            self.path.partition("?")[0]
+            .strip("/")
+            .removeprefix("datasets/")
+            .replace("api/datasets/", "api/models/")
+            .split("/")
+        )
         if path[:2] == ["api", "models"]:
             folder = self.server.root / path[2] / path[3]
             if not folder.is_dir():
@@ -97,7 +103,7 @@ class Requests(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server = Hub(tmp_path / "hub")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     from huggingface_hub import constants
 

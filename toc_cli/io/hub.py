@@ -97,9 +97,10 @@ def open_named(named: HubName) -> Checkpoint:
     if cached is not None:
         return container_of(cached).open_checkpoint(cached)
     with _told(named):
-        wanted = [named.file] if named.file else _weights(hub, named)
+        files = _files(hub, named)
+        wanted = [named.file] if named.file else _weights(named, files)
         if all(name.endswith((".safetensors", ".safetensors.index.json")) for name in wanted):
-            return HubSafetensors(named, wanted)
+            return HubSafetensors(named, wanted, "config.json" in files)
     local = _local(named)
     return container_of(local).open_checkpoint(local)
 
@@ -109,7 +110,7 @@ class HubSafetensors(Checkpoint):
 
     container = "safetensors"
 
-    def __init__(self, named: HubName, wanted: list[str]) -> None:
+    def __init__(self, named: HubName, wanted: list[str], configured: bool) -> None:
         super().__init__(Path(named.repo.rpartition("/")[2]))
         self._named, hub = named, _library(named)
         self._local: Checkpoint | None = None
@@ -126,7 +127,7 @@ class HubSafetensors(Checkpoint):
                     self.infos[key] = TensorInfo((), key, _shape(tensor.shape), TYPES[tensor.dtype])
             self.values |= {(key,): value for key, value in header.metadata.items()}
         self.read_only = "A model on the hub is read, not written: optimize downloads it first."
-        if not named.file and "config.json" in _files(hub, named):
+        if not named.file and configured:
             self.config = read_json(Path(_download(hub, named, "config.json")))
 
     def get(self, key: str) -> torch.Tensor:
@@ -188,20 +189,20 @@ def _local(named: HubName) -> Path:
     if cached is not None:
         return cached
     with _told(named):
+        files = _files(hub, named)
         if named.file:
             return Path(_download(hub, named, named.file))
-        wanted = _weights(hub, named)
+        wanted = _weights(named, files)
         if wanted[0].endswith(".index.json"):
             wanted += _shards(read_json(Path(_download(hub, named, wanted[0]))))
-        if "config.json" in _files(hub, named):
+        if "config.json" in files:
             wanted.append("config.json")
         places = [Path(_download(hub, named, name)) for name in wanted]
         return places[0].parent
 
 
-def _weights(hub: Any, named: HubName) -> list[str]:
+def _weights(named: HubName, files: list[str]) -> list[str]:
     """The file (or index) with the weights of a model. InputError where there are several and none of a usual name."""
-    files = _files(hub, named)
     usual = next((name for name in USUAL if name in files), None)
     if usual:
         return [usual]
@@ -214,8 +215,9 @@ def _weights(hub: Any, named: HubName) -> list[str]:
 
 
 def _files(hub: Any, named: HubName) -> list[str]:
-    found: list[str] = hub.HfApi().list_repo_files(named.repo, revision=named.revision, repo_type=named.kind)
-    return found
+    """By one request, which also finds out whether there is a network: every other call asks five times, in 23 seconds."""
+    about = hub.HfApi().repo_info(named.repo, revision=named.revision, repo_type=named.kind)
+    return [file.rfilename for file in about.siblings or []]
 
 
 def _download(hub: Any, named: HubName, name: str) -> str:
