@@ -337,6 +337,37 @@ PUBLISHED = (
         "EMA positions", ema("", "weight", "ema_positions", "ema_cluster_size"), D, plain("weight"),
         "nearest embedding with EMA positions",
     ),
+    Published(
+        "VideoGPT",
+        {
+            **ema("state_dict/codebook.", "embeddings", "z_avg", "N"),
+            **linear("state_dict/pre_vq_conv.conv", D, W, 1, 1, 1), **linear("state_dict/post_vq_conv.conv", W, D, 1, 1, 1),
+        },
+        W, plain("state_dict/codebook.embeddings", before="state_dict/pre_vq_conv.conv"), "VideoGPT VQ-VAE",
+    ),
+    Published(
+        "ViT-VQGAN",
+        {
+            "state_dict/quantizer.embedding.weight": (K, D), **linear("state_dict/pre_quant", D, W),
+            **linear("state_dict/post_quant", W, D),
+        },
+        W,
+        lambda t, x: cosine(layer(t, "state_dict/pre_quant", x), a(t, "state_dict/quantizer.embedding.weight"))[:, None],
+        "ViT-VQGAN",
+    ),
+    Published(
+        "Amphion FVQ",
+        {
+            key: shape
+            for n in LEVELS
+            for stem in [f"quantizer.quantizers.{n}."]
+            for key, shape in {
+                f"{stem}codebook.weight": (K, D), **normed(f"{stem}in_project", D, W), **normed(f"{stem}out_project", W, D)
+            }.items()
+        },
+        W, factorized([f"quantizer.quantizers.{n}." for n in LEVELS], "codebook.weight", "in_project", "out_project"),
+        "Amphion factorized VQ", options={"assume": True},
+    ),
     Published("ESM3", ema("codebook.", "embeddings", "z_avg", "N"), D, plain("codebook.embeddings"), "ESM3 EMA codebook"),
     Published(
         "RepCodec",

@@ -179,6 +179,17 @@ def test_an_average_that_lost_its_dots_is_cut_too() -> None:
     assert edited["state_dict/model_ema.post_quant_convweight"].shape == (5, 3, 1, 1)
 
 
+def test_the_other_copy_is_read_where_it_is_named() -> None:
+    ckpt = MemoryCheckpoint({**model("model/", 2.0), **model("ema/")})
+    key = "model/quantize.embedding.weight"
+    (average,) = detect(ckpt)
+    assert any("model/ holds the same codebook" in note for note in average.warnings)
+    (book,) = detect(ckpt, codebook=key, assume=True)
+    assert (book.keys[0][0], book.copies, book.family) == (key, ("ema/",), average.family)
+    edited = emit.edits(ckpt, book, "masked", kept=KEPT, fill=ZERO).tensors
+    assert {key, "ema/quantize.embedding.weight"} <= set(edited)
+
+
 def test_two_models_that_are_no_copies_stay_two() -> None:
     ckpt = MemoryCheckpoint({**model("teacher/"), **model("student/", 2.0)})
     assert [book.copies for book in detect(ckpt, assume=True)] == [(), ()]

@@ -84,6 +84,21 @@ def test_the_metric_is_named(tmp_path: Path) -> None:
         assert right_by_its_flags(tmp_path, tokens) == f"--metric {metric}"
 
 
+def test_the_copy_that_chose_the_tokens_is_named(tmp_path: Path) -> None:
+    average, own = draw(0, 32, 6), draw(3, 32, 6)
+    x = near(own)
+    tokens = nearest(x, own)
+    write(tmp_path, {"ema.vq.codebook.weight": average, "model.vq.codebook.weight": own}, x, tokens)
+    assert right_by_its_flags(tmp_path, tokens) == "--codebook model.vq.codebook.weight"
+
+
+def test_a_layer_before_the_table_is_named_where_features_are_as_wide_as_its_input(tmp_path: Path) -> None:
+    write(tmp_path, {"vq.codebook.weight": draw(0, 32, 6), "to_codes.weight": draw(1, 6, 12)}, draw(2, N, 12), None)
+    code, message = quantize(tmp_path)
+    assert code == 3
+    assert "to_codes.weight (6, 12) may stand before it" in message
+
+
 def test_unit_rows_against_stored_codes_are_named(tmp_path: Path) -> None:
     codes, x = draw(0, 32, 6), 4 * draw(1, N, 6)
     tokens = nearest(torch.nn.functional.normalize(x, dim=1), codes)

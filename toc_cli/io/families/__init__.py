@@ -35,6 +35,7 @@ from toc_cli.io.families import (
     scaled,
     shapes,
     simvq,
+    strangers,
     taming,
     vqp,
     wav2vec2,
@@ -165,8 +166,11 @@ def _with_evidence(one: Codebook, assume: bool) -> Codebook:
     return replace(one, granted=assume, warnings=(*one.warnings, note))
 
 
-def _claimed(ckpt: Checkpoint) -> list[Codebook]:
-    """Every codebook once: a table claimed by a family is not offered to the later ones; averaged copies join their original."""
+def _claimed(ckpt: Checkpoint, wanted: Sequence[str] = ()) -> list[Codebook]:
+    """Every codebook once: a table claimed by a family is not offered to the later ones; averaged copies join their original.
+
+    A full key that is `wanted` says which of several copies is read.
+    """
     found: list[Codebook] = []
     claimed: set[str] = set()
     for family in FAMILIES:
@@ -176,7 +180,7 @@ def _claimed(ckpt: Checkpoint) -> list[Codebook]:
                 found.append(one)
                 claimed |= _tables(one)
     found += generic.find(ckpt, claimed)
-    joined = join(ckpt, found)
+    joined = strangers.told(ckpt, join(ckpt, found, wanted))
     for one in joined:
         shapes.check(ckpt, one)
     sizes = {(codes, one.dim) for one in joined for codes in one.num_codes}
@@ -196,7 +200,7 @@ def _tables(one: Codebook) -> set[str]:
 
 def _named(ckpt: Checkpoint, wanted: Sequence[str], layout: str | None, together: bool) -> list[Codebook]:
     """The codebooks of the named tables: known ones whole, others by what each name matches; `together`: all of them are one."""
-    known = _known(ckpt) if not layout else []
+    known = _known(ckpt, wanted) if not layout else []
     found: list[Codebook] = []
     others: list[list[str]] = []
     for name in wanted:
@@ -213,10 +217,10 @@ def _named(ckpt: Checkpoint, wanted: Sequence[str], layout: str | None, together
     ]
 
 
-def _known(ckpt: Checkpoint) -> list[Codebook]:
+def _known(ckpt: Checkpoint, wanted: Sequence[str]) -> list[Codebook]:
     """What the families claim; nothing where one of them refuses the file, since a named table is then taken as it is."""
     try:
-        return _claimed(ckpt)
+        return _claimed(ckpt, wanted)
     except InputError:
         return []
 

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook
+from toc_cli.io.names import printable
 
 AVERAGED = re.compile(r"(?:^|[/._])(?:ema|model_ema|ema_model|averaged)(?:$|[/._])|_ema$|^ema_")
 """A section or prefix that holds a running average of the model."""
 
 
-def join(ckpt: Checkpoint, found: list[Codebook]) -> list[Codebook]:
-    """Codebooks whose keys differ by the prefix of an average alone become one with a copy: the average, as libraries load it."""
-    originals: set[int] = set()
-    copies: dict[int, list[tuple[str, str]]] = {}  # place of an average -> (its prefix, that of an original)
+def join(ckpt: Checkpoint, found: list[Codebook], wanted: Collection[str] = ()) -> list[Codebook]:
+    """Codebooks whose keys differ by the prefix of an average alone become one with a copy.
+
+    Read is the average, as libraries load it, or the one of which a key is `wanted`; a warning names the other.
+    """
+    followers: set[int] = set()
+    copies: dict[int, list[tuple[str, str]]] = {}  # place of what is read -> (its prefix, that of a copy)
     for place, one in enumerate(found):
         for other_place, other in enumerate(found):
             prefixes = _prefixes(one, other) if place != other_place else None
             if prefixes and _averaged(prefixes[0]) and not _averaged(prefixes[1]):
-                originals.add(other_place)
-                copies.setdefault(place, []).append(prefixes)
+                if _holds(other, wanted) and not _holds(one, wanted):
+                    followers.add(place)
+                    copies.setdefault(other_place, []).append((prefixes[1], prefixes[0]))
+                else:
+                    followers.add(other_place)
+                    copies.setdefault(place, []).append(prefixes)
     joined = []
     for place, one in enumerate(found):
-        if place in copies:
+        if place in copies and place not in followers:
             roots = copies[place]
-            joined.append(replace(one, root=roots[0][0], copies=tuple(own for _, own in roots)))
-        elif place not in originals:
+            others = ", ".join(printable(own) for _, own in roots)
+            note = f"{printable(roots[0][0])} is read; {others} holds the same codebook and is edited along (--codebook picks it)"
+            joined.append(
+                replace(one, root=roots[0][0], copies=tuple(own for _, own in roots), warnings=(*one.warnings, note))
+            )
+        elif place not in followers:
             joined.append(_without_dots(ckpt, one))
     return joined
+
+
+def _holds(book: Codebook, keys: Collection[str]) -> bool:
+    return any(key in keys for level in book.keys for key in level)
 
 
 def _averaged(prefix: str) -> bool:

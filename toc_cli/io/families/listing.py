@@ -58,7 +58,9 @@ LISTED: tuple[Listed, ...] = (
     Listed("MoMask, T2M-GPT", FORMULA, ("MoMask residual VQ", "T2M-GPT VQ")),
     Listed("RQ-VAE recommenders", FORMULA, ("RQ-VAE recommender",)),
     Listed("OneRec and GRID residual k-means", FORMULA, ("OneRec residual k-means", "GRID residual k-means")),
-    Listed("ESM3", FORMULA, ("ESM3 EMA codebook",)),
+    Listed("ESM3, VideoGPT", FORMULA, ("ESM3 EMA codebook", "VideoGPT VQ-VAE")),
+    Listed("ViT-VQGAN", FORMULA, ("ViT-VQGAN",)),
+    Listed("Amphion FVQ", FORMULA, ("Amphion factorized VQ",)),
     Listed("LARP", FORMULA, ("LARP",)),
     Listed("Haiku, Sonnet and Keras VQ-VAE", FORMULA, ("Haiku VQ-VAE", "Sonnet VQ-VAE", "Keras VQ-VAE")),
     Listed(

@@ -23,6 +23,7 @@ from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
 
 AFTER_OTHERS = "FACodec's third quantiser reads what the first two left of the features: give it those rows"
+UNSTATED = "use_l2_normlize of its settings, which says how codes are looked up, is not here: --metric cosine or euclidean says it"
 DECODER_UNIT = r".*decoder\.model\.\d+\.block\.\d+\.block\.\d+\.(?:weight|weight_v|parametrizations\.weight\.original1)"
 NOISE_BLOCK = r".*decoder\.model\.\d+\.block\.\d+\.linear\..*"
 ORIGINAL_DAC = ("metadata", "kwargs", "codebook_dim")
@@ -42,6 +43,8 @@ class _Kind:
     """`model_type` of its config."""
     beside: str = ""
     """A name that stands beside every table."""
+    assumed: bool = False
+    """Whether its settings, which the file does not hold, say how codes are looked up."""
 
 
 _KINDS = (
@@ -71,6 +74,16 @@ _KINDS = (
         "out_proj",
         "cosine",
         "",
+    ),
+    _Kind(
+        "Amphion factorized VQ",
+        r"(?P<root>.*?)quantizer\.quantizers\.(?P<level>\d+)\.codebook\.weight",
+        "codebook.weight",
+        "in_project",
+        "out_project",
+        "cosine",
+        "",
+        assumed=True,
     ),
     _Kind(
         "BiCodec",
@@ -187,7 +200,7 @@ def _codebook(
         metric=kind.metric,
         dtype=ckpt.infos[part.key(names[0])].dtype,
         parts=parts,
-        evidence="assumed" if later else "stated" if found or original is not None else "by structure",
+        evidence="assumed" if later or kind.assumed else "stated" if found or original is not None else "by structure",
         residual=len(names) > 1,
         own_dims_per_level=True,
         outer_width=shape(part, stems[0] + kind.before)[1],
@@ -203,7 +216,11 @@ def _codebook(
         ),
         refusals=refusals,
         zero_fill=kind.metric == "cosine",
-        warnings=(*((alone,) if alone else ()), *((AFTER_OTHERS,) if later else ())),
+        warnings=(
+            *((alone,) if alone else ()),
+            *((AFTER_OTHERS,) if later else ()),
+            *((UNSTATED,) if kind.assumed else ()),
+        ),
     )
 
 

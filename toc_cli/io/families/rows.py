@@ -108,6 +108,15 @@ ROWS = (
     ),
     Row("nearest embedding with EMA positions", r"(?P<root>.*?)weight", ("ema_positions", "ema_cluster_size")),
     Row(
+        "VideoGPT VQ-VAE",
+        r"(?P<root>.*?)codebook\.embeddings",
+        ("N", "z_avg", "/pre_vq_conv.conv.weight"),
+        before=_layer("pre_vq_conv.conv"),
+        after=(("post_vq_conv.conv", 1),),
+        sliced="",
+        hint="--embedding_dim {size}",
+    ),
+    Row(
         "ESM3 EMA codebook",
         r"(?P<root>.*?)codebook\.embeddings",
         ("N", "z_avg"),
@@ -142,6 +151,17 @@ ROWS = (
         metric="cosine",
         unit_vectors=True,
         after=(("post_quant_proj", 1),),
+    ),
+    Row(
+        "ViT-VQGAN",
+        r"(?P<root>.*?)quantizer\.embedding\.weight",
+        ("/pre_quant.weight", "/post_quant.weight"),
+        metric="cosine",
+        unit_vectors=True,
+        before=_layer("pre_quant"),
+        after=(("post_quant", 1),),
+        sliced="",
+        hint="embed_dim: {size} in the model's yaml",
     ),
     Row(
         "RQ-VAE recommender",

@@ -19,6 +19,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import Undecided, detect
 from toc_cli.io.features import Features, Recorded, Stream
 from toc_cli.io.names import printable
+from toc_cli.pipeline.reading.before import advice
 from toc_cli.pipeline.reading.columns import places
 from toc_cli.pipeline.reading.said import Said
 from toc_cli.pipeline.reading.search import agreeing
@@ -183,7 +184,7 @@ def _fits(source: Source, features: Features, said: Said, books: Books) -> list[
                 others, _ = agreeing(books, said, stream, recorded)
                 if others:
                     raise InputError(error.what, _named(said, others)) from None
-        raise
+        raise InputError(error.what, advice(books.ckpt, source, features) or error.hint) from None
 
 
 def _settled(
@@ -418,7 +419,8 @@ def _ambiguous(said: Said, ways: Sequence[Said]) -> InputError:
 def _with_evidence(source: Source, proofs: dict[str, Proof], sure: bool) -> Source:
     book = source.book
     if proofs and all(proof.shares.proven for proof in proofs.values()):
-        notes = tuple(note for note in book.warnings if "is assumed" not in note and "--metric" not in note)
+        doubts = ("is assumed", "--metric", "not used by this reading")
+        notes = tuple(note for note in book.warnings if not any(doubt in note for doubt in doubts))
         return replace(source, book=replace(book, evidence="proven", warnings=notes))
     if not sure:
         return replace(

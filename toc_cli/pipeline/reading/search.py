@@ -86,6 +86,7 @@ def open_choices(books: Books, said: Said, stream: Stream) -> dict[str, list[Any
         "stack": ["residual", "product", "independent"],
         "layout": layouts(books, found, said, stream),
         "order": orders(found),
+        "copy": copies(books, found),
         "table": ["raw", "mean"],
         "scale": scales(books),
     }
@@ -116,6 +117,16 @@ def orders(found: Sequence[Source]) -> list[dict[str, Any]]:
         if one.book.evidence == "assumed" and one.book.heads == 1 and len(set(keys)) > 1:
             return [{"codebook": tuple(reversed(keys))}, {"codebook": tuple(sorted(keys))}]
     return []
+
+
+def copies(books: Books, found: Sequence[Source]) -> list[dict[str, Any]]:
+    """The other copies of a codebook, as a model beside its running average."""
+    result = []
+    for book in (one.book for one in found):
+        for prefix in book.copies:
+            keys = tuple(dict.fromkeys(prefix + key.removeprefix(book.root) for level in book.keys for key in level))
+            result += [{"codebook": keys}] if all(key in books.ckpt.infos for key in keys) else []
+    return result
 
 
 def scales(books: Books) -> list[str]:
