@@ -183,7 +183,7 @@ def test_the_other_copy_is_read_where_it_is_named() -> None:
     ckpt = MemoryCheckpoint({**model("model/", 2.0), **model("ema/")})
     key = "model/quantize.embedding.weight"
     (average,) = detect(ckpt)
-    assert any("model/ holds the same codebook" in note for note in average.warnings)
+    assert any("model/ holds another copy" in note for note in average.warnings)
     (book,) = detect(ckpt, codebook=key, assume=True)
     assert (book.keys[0][0], book.copies, book.family) == (key, ("ema/",), average.family)
     edited = emit.edits(ckpt, book, "masked", kept=KEPT, fill=ZERO).tensors

@@ -99,6 +99,19 @@ def test_a_layer_before_the_table_is_named_where_features_are_as_wide_as_its_inp
     assert "to_codes.weight (6, 12) may stand before it" in message
 
 
+def test_sums_and_counts_beside_an_unsure_table_are_tried_without_an_error(tmp_path: Path) -> None:
+    codes, mean = draw(0, 32, 6), draw(4, 6)
+    x = near(codes) + 3 * mean
+    tensors = {"vq.codebook": codes, "vq.code_sum": codes, "vq.code_count": torch.ones(32), "vq.running_mean": 3 * mean}
+    write(tmp_path, tensors, x, nearest(x - 3 * mean, codes))
+    code, message = quantize(tmp_path)
+    assert code == 3
+    assert "None of" in message
+    code, message = quantize(tmp_path, "--key", "vq.codebook", "--layout", "DK")
+    assert code == 2
+    assert "the counts beside it are those of 32" in message
+
+
 def test_unit_rows_against_stored_codes_are_named(tmp_path: Path) -> None:
     codes, x = draw(0, 32, 6), 4 * draw(1, N, 6)
     tokens = nearest(torch.nn.functional.normalize(x, dim=1), codes)

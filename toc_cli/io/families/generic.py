@@ -225,6 +225,12 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
     where = Layout.parse(layout) if layout else _guess(info, counted)
     sizes = where.split(info)
     rows = sizes["K"]
+    if layout and counted and counted[1] not in (rows, rows - 1, rows * sizes["H"], rows * sizes["L"]):
+        raise UsageError(
+            f"--layout {layout} reads {printable(key)} {tuple(info.shape)} as {rows} codes; the counts beside it are those of"
+            f" {counted[1]}.",
+            "Leave out --layout, or name the axis of the codes K.",
+        )
     if counted and "K" in where.axes and info.shape[where.axes.index("K")] == counted[1] + 1:
         rows = counted[1]  # a padding row that is never chosen
     warnings = () if metric else (NO_METRIC,)
