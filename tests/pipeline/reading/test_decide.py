@@ -102,7 +102,12 @@ def test_a_layer_before_the_table_is_named_where_features_are_as_wide_as_its_inp
 def test_sums_and_counts_beside_an_unsure_table_are_tried_without_an_error(tmp_path: Path) -> None:
     codes, mean = draw(0, 32, 6), draw(4, 6)
     x = near(codes) + 3 * mean
-    tensors = {"vq.codebook": codes, "vq.code_sum": codes, "vq.code_count": torch.ones(32), "vq.running_mean": 3 * mean}
+    tensors = {
+        "vq.codebook": codes,
+        "vq.code_sum": codes.clone(),
+        "vq.code_count": torch.ones(32),
+        "vq.running_mean": 3 * mean,
+    }
     write(tmp_path, tensors, x, nearest(x - 3 * mean, codes))
     code, message = quantize(tmp_path)
     assert code == 3

@@ -36,7 +36,7 @@ def join(ckpt: Checkpoint, found: list[Codebook], wanted: Collection[str] = ()) 
         if place in copies and place not in followers:
             roots = copies[place]
             others = ", ".join(printable(own) for _, own in roots)
-            note = f"{printable(roots[0][0])} is read; {others} holds another copy of the codebook, which is edited along (--codebook picks it)"
+            note = f"{printable(roots[0][0])} is read; {others} holds another copy, which is edited along (--codebook picks it)"
             joined.append(
                 replace(one, root=roots[0][0], copies=tuple(own for _, own in roots), warnings=(*one.warnings, note))
             )
