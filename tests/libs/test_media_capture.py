@@ -80,7 +80,7 @@ def test_each_file_alone_gives_its_rows(captured: tuple[Path, Path, Path]) -> No
         assert [name.decode() for name in found["features.files"]] == [file.name for file in files]
         assert starts[-1] == len(found["features"]) == len(found["features.tokens"])
         for file, start, stop in zip(files, starts, starts[1:], strict=False):
-            alone = codec.observe(torch.from_numpy(read_media(file.path, kind, codec.shape())[None]))
+            alone = codec.observe(torch.from_numpy(read_media(file, kind, codec.shape())[None]))
             together, rows = found["features"][start:stop], alone.rows[0].numpy()
             assert np.linalg.norm(together - rows) <= 0.01 * np.linalg.norm(rows)  # a batch rounds otherwise
         assert dict(found["features"].attrs)["toc.side"] == ("codebook" if kind == "image" else "encoder")

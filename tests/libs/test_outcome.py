@@ -86,7 +86,7 @@ def test_one_command_from_a_folder_to_a_page(name: str, tmp_path: Path, monkeypa
     kind, files = list_media(media)
     changes, quality = [], []
     for file in files:
-        x = read_media(file.path, kind, before.shape())
+        x = read_media(file, kind, before.shape())
         a, b = (codec.output(torch.from_numpy(x[None]))[0].double().numpy() for codec in (before, after))
         x = x[..., : a.shape[-1]]
         if kind == "image":
@@ -154,7 +154,7 @@ def test_what_data_cannot_be_compared_is_refused_first(tmp_path: Path) -> None:
         ([model, "--data", noises, "--emit", "masked"], 3, "reads image"),
         ([model, "--data", tmp_path / "nowhere", "--emit", "masked"], 3, "holds no pictures"),
         ([blind, "--data", media, "--emit", "masked"], 2, "no decoder"),
-        ([next(model.glob("*.safetensors")), "--data", media, "--emit", "masked"], 2, "no model folder"),
+        ([next(model.glob("*.safetensors")), "--data", media, "--emit", "masked"], 2, "none that can be run"),
         ([model, "--dry-run", "--features", media], 2, "must be captured first"),
     ):
         done = toc("optimize", *arguments, "--features", bad, "-o", tmp_path / "x.toc.safetensors")

@@ -15,10 +15,18 @@ SHOWN = 5
 
 def capture(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Hugging Face folder of a codec (transformers or diffusers).")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder or hub name of a codec of transformers or diffusers; or a file of encodec, descript-audio-codec or snac.",
+        ),
     ],
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Folder, glob or @list of pictures or sound; folders name classes.")
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder, glob or @list of pictures or sound (folders name classes), or a file of arrays.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE.h5", help="Features, tokens, row ranges of files, labels.")
@@ -43,12 +51,13 @@ def capture(
     """
     from toc_cli.commands.output import Output
     from toc_cli.commands.tables import captured_table
+    from toc_cli.io.hub import here
     from toc_cli.pipeline.capture import CaptureOptions, capture_media
     from toc_cli.pipeline.source import device_of
 
     sink = Output(as_json, quiet)
     options = CaptureOptions(batch, str(device_of(device)), dtype, limit, resize, crop, seconds, strict)
-    done = capture_media(model, data, output, options, force=force, progress=sink.progress)
+    done = capture_media(here(model), data, output, options, force=force, progress=sink.progress)
     for name, reason in done.skipped[:SHOWN]:
         sink.warn(f"skipped {name}: {reason}")
     if len(done.skipped) > SHOWN:

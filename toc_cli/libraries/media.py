@@ -17,7 +17,8 @@ from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.config import read_json
 from toc_cli.io.names import printable
 from toc_cli.libraries.loading import load
-from toc_cli.media import Mediakind, Shape
+from toc_cli.libraries.packages import load_packaged, packaged
+from toc_cli.media import MediaFile, Mediakind, Shape, holds_arrays, list_arrays, list_media
 
 Tensor = torch.Tensor
 
@@ -70,6 +71,15 @@ def _emu3_decoded(model: Any, x: Tensor) -> Tensor:
     return torch.cat([model.decode(tokens[None]) for tokens in _emu3(model, x).image_tokens])
 
 
+def _strided(module: Any, found: Any, z: Tensor) -> Tensor:
+    """SNAC's tokens at the rows where a level begins a stride, -1 between: (B, L, T)."""
+    tokens = torch.full((len(z), len(found[1]), z.shape[-1]), -1, device=z.device)
+    for level, chosen in enumerate(found[1]):
+        stride = module.quantizers[level].stride
+        tokens[:, level, : stride * chosen.shape[-1] : stride] = chosen
+    return tokens
+
+
 def _paella(model: Any, x: Tensor) -> Any:
     return model.decode(model.encode(x).latents, force_not_quantize=False).sample
 
@@ -86,6 +96,14 @@ ROADS = {
     "DacModel": Road(
         "sound", lambda m, x: m.encode(x), called="forward", tokens=lambda module, found, z: found[1],
         decode=lambda m, x: m(x).audio_values,
+    ),
+    "encodec.EncodecModel": Road("sound", lambda m, x: m.encode(x), decode=lambda m, x: m(x)),
+    "dac.DAC": Road(
+        "sound", lambda m, x: m.encode(m.preprocess(x, None)), called="forward", tokens=lambda module, found, z: found[1],
+        decode=lambda m, x: m(x)["audio"],
+    ),
+    "snac.SNAC": Road(
+        "sound", lambda m, x: m.encode(x), called="forward", tokens=_strided, decode=lambda m, x: m(x)[0]
     ),
     "MimiModel": _SOUND,
     "XcodecModel": _SOUND,
@@ -113,12 +131,41 @@ class Observed:
     """(B, n, L) or, with heads, (B, n, 1, H), int64: what it chose."""
 
 
+def kind_of(path: Path) -> Mediakind | None:
+    """Whether the codec of a file or folder reads pictures or sound, by the name of its class; None where that is not known here."""
+    package = packaged(path)
+    if package is not None:
+        return ROADS[package.kind].kind
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    names = config.get("_class_name") or config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else names
+    return ROADS[name].kind if isinstance(name, str) and name in ROADS else None
+
+
+def media_files(path: Path, data: str | Path, limit: int | None = None) -> tuple[Mediakind, list[MediaFile]]:
+    """The pictures or sound of `data` for the codec at `path`: files, or the items of a file of arrays. InputError without any."""
+    kind = kind_of(path)
+    if kind is not None and holds_arrays(data):
+        return kind, list_arrays(data, kind, limit=limit)
+    return list_media(data, limit=limit)
+
+
+def runnable(path: Path) -> bool:
+    """Whether a file or folder may hold a codec to run: a Hugging Face folder, or a file of a codec's own package."""
+    return (path / "config.json").is_file() or packaged(path) is not None
+
+
 class MediaCodec:
-    """A folder's codec, loaded and ready to run on files."""
+    """A codec, loaded and ready to run on files: of a Hugging Face folder, or of a file of its own package."""
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        model, self.library = load(folder, wanted="toc capture")
-        self.name = type(model).__name__
+        package = packaged(folder)
+        if package is None:
+            model, self.library = load(folder, wanted="toc capture")
+            self.name = type(model).__name__
+        else:
+            model, self.library = load_packaged(folder, package, wanted="toc capture")
+            self.name = package.kind
         road = ROADS.get(self.name)
         if road is None:
             raise UsageError(

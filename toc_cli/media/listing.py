@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from toc_cli.errors import InputError
+from toc_cli.io.containers import feature_suffixes
 from toc_cli.io.names import printable
 
 Mediakind: TypeAlias = Literal["image", "sound"]
@@ -31,7 +32,9 @@ class MediaFile:
     name: str
     """Below the folder that was named, with forward slashes."""
     label: str | None = None
-    """The folder it lies in, where every file lies in one folder below the one named."""
+    """The folder it lies in, where every file lies in one folder below the one named; the class of an item of an array."""
+    item: tuple[str, int] | None = None
+    """Key and number, where it is an item of an array in the file."""
 
 
 def holds_media(path: str | Path) -> bool:
@@ -45,6 +48,12 @@ def holds_media(path: str | Path) -> bool:
     except InputError:
         return False  # a list of features names its files by rules of its own, and is refused where it is read
     return False
+
+
+def holds_arrays(path: str | Path) -> bool:
+    """Whether a path is one file of arrays (.npy, .npz, HDF5, …) and not of media."""
+    file = Path(path)
+    return file.is_file() and file.suffix.lower() not in SUFFIXES and file.suffix.lower() in feature_suffixes()
 
 
 def list_media(path: str | Path, *, limit: int | None = None) -> tuple[Mediakind, list[MediaFile]]:
@@ -66,11 +75,20 @@ def list_media(path: str | Path, *, limit: int | None = None) -> tuple[Mediakind
     top = Path(text) if os.path.isdir(text) else Path(os.path.commonpath([file.parent for file in files]))
     names = {file: os.path.relpath(file, top).replace(os.sep, "/") for file in files}
     files = sorted(files, key=lambda file: natural(names[file]))
-    if limit is not None and limit < len(files):
-        files = [files[at * len(files) // limit] for at in range(limit)]
+    files = spread_over(files, limit)
     folders = {file: names[file].rpartition("/")[0] for file in files}
     labelled = all(folders.values()) and len(set(folders.values())) > 1
     return kinds.pop(), [MediaFile(file, names[file], folders[file] if labelled else None) for file in files]
+
+
+Some = TypeVar("Some")
+
+
+def spread_over(every: list[Some], limit: int | None) -> list[Some]:
+    """So many of a list, spread evenly; all of them without a limit."""
+    if limit is None or limit >= len(every):
+        return every
+    return [every[at * len(every) // limit] for at in range(limit)]
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

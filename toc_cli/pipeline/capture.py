@@ -25,14 +25,16 @@ from toc_cli.io.families import detect
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 from toc_cli.io.stamps import Stamps
-from toc_cli.libraries.media import MediaCodec
-from toc_cli.media import MediaFile, Shape, holds_media, list_media, read_media
+from toc_cli.libraries.media import MediaCodec, media_files, runnable
+from toc_cli.media import MediaFile, Shape, holds_media, read_media
+from toc_cli.media.listing import natural
 from toc_cli.pipeline.options import Progress, one_of, silent
 
 NAME = "features"
 PART_FILES = 64
 """Files after which what was done is safe: an interrupted capture goes on from there."""
 CHUNK_BYTES = 1 << 20
+FROM_A_SCRIPT = "From a script of yours: toc_cli.capture(model.quantizer, 'feats.h5')."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -102,7 +104,8 @@ def capture_media(
     reuse: bool = False,
     progress: Progress = silent,
 ) -> Captured:
-    """Run every picture or sound of `data` through the encoder of the codec in the folder `model`; write what reaches its quantiser.
+    """Run every picture or sound of `data` (files, or the items of a file of arrays) through the encoder of the codec `model`,
+    and write what reaches its quantiser.
 
     Writes `features` (N, W) float32, `features.tokens` (N, L) or (N, L, H), the model's own choice, `features.starts` (F + 1,)
     with the first row of every file, `features.files` (F,), and `label` (N,) where folders name classes; `features` is stamped
@@ -114,13 +117,16 @@ def capture_media(
         InputError: no usable file, a model that does not load, or (`strict`) a file that cannot be read.
     """
     folder = Path(model)
-    kind, files = list_media(data, limit=options.limit)
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"{printable(folder)} is no model folder: it has no config.json.",
-            "toc capture runs Hugging Face folders; from a script of yours: toc_cli.capture(model.quantizer, 'feats.h5').",
-        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"{printable(folder)} is no model folder: it has no config.json.", FROM_A_SCRIPT)
     weights = open_checkpoint(folder)
+    if not runnable(folder):
+        raise InputError(
+            f"{printable(folder)} is no model that toc capture runs: it has no config.json, and is no file of encodec,"
+            " descript-audio-codec or snac.",
+            FROM_A_SCRIPT,
+        )
+    kind, files = media_files(folder, data, options.limit)
     identity = _identity(weights.files, files, options)
     if reuse and output.exists():
         if found := _same(output, identity):
@@ -280,7 +286,7 @@ def _batches(
     arrays: list[np.ndarray] = []
     for file in files:
         try:
-            array = read_media(file.path, codec.kind, shape)
+            array = read_media(file, codec.kind, shape)
         except InputError as error:
             if options.strict:
                 raise
@@ -343,11 +349,9 @@ def _join(
         out.root.create_dataset(f"{NAME}.starts", data=np.array(starts, np.int64), track_times=False)
         names = [file.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for file in used]
         out.root.create_dataset(f"{NAME}.files", data=names, dtype=h5py.string_dtype(), track_times=False)
-        classes = sorted({file.label for file in used if file.label is not None})
+        classes = sorted({file.label for file in used if file.label is not None}, key=natural)
         if len(classes) > 1:
-            per_file = np.searchsorted(classes, [file.label for file in used if file.label is not None]).astype(
-                np.int32
-            )
+            per_file = np.array([classes.index(file.label) for file in used if file.label is not None], np.int32)
             label = out.root.create_dataset("label", data=np.repeat(per_file, np.diff(starts)), track_times=False)
             label.attrs["names"] = classes
             done.classes = len(classes)

@@ -18,8 +18,8 @@ import torch
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.names import printable
-from toc_cli.libraries.media import MediaCodec
-from toc_cli.media import MediaFile, Shape, list_media, read_media
+from toc_cli.libraries.media import MediaCodec, media_files, runnable
+from toc_cli.media import MediaFile, Shape, read_media
 from toc_cli.ops import fidelity
 from toc_cli.ops.bootstrap import interval, resample
 from toc_cli.pipeline.options import Progress
@@ -60,12 +60,13 @@ def data_sample(folder: Path, outputs: Outputs) -> DataSample:
             "--data compares what written models put out, and none is written.",
             "Add --emit masked, sliced or consumer.",
         )
-    kind, files = list_media(data, limit=MOST_FILES)
-    if not (folder / "config.json").is_file():
+    if not runnable(folder):
         raise UsageError(
-            f"--data runs the model, and {printable(folder)} is no model folder (it has no config.json).",
+            f"--data runs the model, and {printable(folder)} is none that can be run: it has no config.json, and is no file of"
+            " encodec, descript-audio-codec or snac.",
             "Leave out --data, or name the Hugging Face folder.",
         )
+    kind, files = media_files(folder, data, MOST_FILES)
     codec = MediaCodec(folder)
     if codec.kind != kind:
         raise InputError(f"{printable(data)} holds {kind} files; a {codec.name} reads {codec.kind}.")
@@ -85,7 +86,7 @@ def outcome(folder: Path, forms: Mapping[str, Path], data: DataSample, seed: int
             for file in data.files:
                 advance(1)
                 try:
-                    given = read_media(file.path, codec.kind, shape)
+                    given = read_media(file, codec.kind, shape)
                 except InputError:
                     continue
                 batch = torch.from_numpy(given[None])
