@@ -36,10 +36,18 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     audiotools.AudioSignal = audiotools.STFTParams = object
     audiotools.ml = types.ModuleType("audiotools.ml")
     audiotools.ml.BaseModel = type("BaseModel", (torch.nn.Module,), {"INTERN": [], "EXTERN": []})
-    stand_ins = {"audiotools": audiotools, "audiotools.ml": audiotools.ml, "torchaudio": types.ModuleType("torchaudio")}
-    installed = {name for name in ("audiotools", "torchaudio") if importlib.util.find_spec(name) is not None}
+    audiotools.ml.Accelerator = object
+    audiotools.core = types.ModuleType("audiotools.core")
+    audiotools.core.util = types.ModuleType("audiotools.core.util")
+    argbind: Any = types.ModuleType("argbind")
+    argbind.bind = lambda *names, **more: lambda function: function
+    stand_ins = {
+        "audiotools": audiotools, "audiotools.ml": audiotools.ml, "audiotools.core": audiotools.core,
+        "audiotools.core.util": audiotools.core.util, "argbind": argbind, "torchaudio": types.ModuleType("torchaudio"),
+    }  # fmt: skip
+    absent = {name for name in ("audiotools", "argbind", "torchaudio") if importlib.util.find_spec(name) is None}
     for name, module in stand_ins.items():
-        if name.partition(".")[0] not in installed:
+        if name.partition(".")[0] in absent:
             monkeypatch.setitem(sys.modules, name, module)
     yield
     for name in set(sys.modules) - before:
