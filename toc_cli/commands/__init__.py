@@ -211,4 +211,6 @@ def usage(error: Any) -> UsageError:
         meant = OTHERS.get(word) or next(iter(get_close_matches(word, COMMANDS, n=1)), None)
         if meant:
             return UsageError(f"There is no command {unknown[1]!r}.", f"Did you mean toc {meant}?")
+    if said == "Missing option '--features'":
+        return UsageError(f"{said}.", f"toc capture MODEL DATA -o feats.h5 records them; see {path} --help.")
     return UsageError(said, f"See {path} --help.")

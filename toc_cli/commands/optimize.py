@@ -55,9 +55,11 @@ def optimize(
         Literal["mean", "zero"] | None, typer.Option(help="Constant of the dropped dimensions: mean or zero.")
     ] = None,
     max_distortion: Annotated[
-        float | None, typer.Option(help="For --keep auto: bound of the excess distortion.")
+        str | None, typer.Option(metavar="SHARE", help="For --keep auto: bound of the excess distortion, 0.01 or 1%.")
     ] = None,
-    min_agreement: Annotated[float | None, typer.Option(help="For --keep auto: bound of the token agreement.")] = None,
+    min_agreement: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="For --keep auto: bound of the token agreement, 0.95 or 95%.")
+    ] = None,
     sweep: Annotated[
         str | None,
         typer.Option(metavar="FROM:TO:STEPS", help="Record the keep-ratio curve: 0.1:1.0:10, or a list 0.25,0.5."),
@@ -116,7 +118,7 @@ def optimize(
     from toc_cli.io.hub import here, hub_name
     from toc_cli.media import holds_media
     from toc_cli.pipeline import Options, Outputs, plan_optimization
-    from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_weights
+    from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_share, parse_weights
     from toc_cli.pipeline.preflight import refuse_unseen
 
     options = Options(
@@ -125,8 +127,9 @@ def optimize(
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,
         modalities=tuple(modality or ()), channel_axis=channel_axis, space=space, max_memory=parse_bytes(max_memory),
-        limit=limit, eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep, max_distortion=max_distortion,
-        min_agreement=min_agreement, emit=parse_modes(emit), device=device, seed=seed,
+        limit=limit, eval_rows=parse_rows(eval_rows), fill=fill, sweep=sweep,
+        max_distortion=None if max_distortion is None else parse_share(max_distortion),
+        min_agreement=None if min_agreement is None else parse_share(min_agreement), emit=parse_modes(emit), device=device, seed=seed,
         settings=used(context),
     )  # fmt: skip
     sink = Output(as_json, quiet)

@@ -19,6 +19,8 @@ TABLES = {
     ".json": "JSON",
     ".jsonl": "JSON lines",
 }
+PAGE = r"(datasets/)?([\w.-]+/[\w.-]+)(?:/(?:resolve|blob|tree)/([^/?]+)(?:/([^?]+))?)?(?:\?.*)?/?"
+"""What follows the host in an address of the hub: kind, name, revision, file."""
 ARRAYS = (b"\x89HDF", b"\x93NUM")
 """How files of arrays begin, whatever they are called."""
 CONVERT = "Save the rows as .npy, .npz, .h5 or .safetensors, such as numpy.save('feats.npy', rows)."
@@ -40,7 +42,12 @@ def place(value: Value) -> Value:
                 if scheme == "huggingface"
                 else "Download it, and name the file."
             )
-            raise UsageError(f"{printable(path)} is an address ({scheme}:), and toc reads files.", helps)
+            typed = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])", r"\1://", path)  # a Path joins slashes
+            if found := re.fullmatch(r"https?://(?:www\.)?huggingface\.co/" + PAGE, typed):
+                kind, name, revision, file = found.groups()
+                at = f"@{revision}" if revision and revision != "main" else ""
+                helps = f"On the hub that is hf://{kind or ''}{name}{at}{'/' + file if file else ''}"
+            raise UsageError(f"{printable(typed)} is an address ({scheme}:), and toc reads files.", helps)
         if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", path) and not Path(path).exists():
             raise UsageError(
                 f"{printable(path)} is a path of Windows, and this system has no drives.",

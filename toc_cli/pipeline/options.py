@@ -95,7 +95,11 @@ class Options:
         if self.keep == "auto" and self.max_distortion is None and self.min_agreement is None:
             raise UsageError("--keep auto needs a bound.", "Give --max-distortion, --min-agreement or both.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise UsageError(f"--min-agreement {self.min_agreement} is not a share.", "Use a number from 0 to 1.")
+            meant = f", such as {self.min_agreement:g}%" if 1 < self.min_agreement <= 100 else ""
+            raise UsageError(
+                f"--min-agreement {self.min_agreement:g} is not a share.",
+                f"Use a number from 0 to 1, or percent{meant}.",
+            )
         if self.max_distortion is not None and not 0 <= self.max_distortion < float("inf"):
             raise UsageError(
                 f"--max-distortion {self.max_distortion} is no bound of the excess distortion.", "Use a number from 0."
@@ -163,6 +167,15 @@ def parse_bytes(text: str) -> int:
     if size < 2**20:
         raise UsageError(f"--max-memory {text} is below 1 MiB.", "Use a size such as 512MiB or 1GiB.")
     return size
+
+
+def parse_share(text: str | float) -> float:
+    """A number, or percent: `0.95`, `95%`. UsageError otherwise."""
+    written = str(text).strip()
+    try:
+        return float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{written!r} is no number.", "Use a share such as 0.01, or percent such as 1%.") from None
 
 
 def parse_rows(text: str) -> int | None:

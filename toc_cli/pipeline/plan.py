@@ -38,7 +38,14 @@ from toc_cli.pipeline.ignored_labels import ignored_labels
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outcome import data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
-from toc_cli.pipeline.preflight import Wanted, preflight, refuse_impossible, refuse_itself, refuse_options
+from toc_cli.pipeline.preflight import (
+    Wanted,
+    preflight,
+    refuse_impossible,
+    refuse_itself,
+    refuse_options,
+    refuse_swapped,
+)
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
 from toc_cli.pipeline.ranks import Ranks, from_environment
 from toc_cli.pipeline.reading.decide import books_said, decide
@@ -246,6 +253,7 @@ def plan_optimization(
         limit=options.limit,
     )  # fmt: skip
     refuse_itself(ckpt, opened)
+    refuse_swapped(ckpt, found or (), opened)
     if outputs is not None:
         outputs.refuse_what_stands(_inputs(ckpt, opened), writes=ranks.writes)
     decode = None

@@ -10,6 +10,7 @@ import torch
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.atomic import check_target
+from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect, recode
 from toc_cli.io.families.base import Mode
@@ -30,6 +31,8 @@ from toc_cli.pipeline.source import Source, device_of
 from toc_cli.pipeline.study import Study
 
 PROBED_ROWS = 64
+WEIGHTS = (".safetensors", ".pt", ".pth")
+"""Files that may hold features or a model."""
 ANY_SIZE = 2**31
 """More dimensions, or codes, than any codebook has."""
 
@@ -54,6 +57,29 @@ def refuse_itself(ckpt: Checkpoint, features: Features) -> None:
             raise InputError(
                 f"{printable(path)} is the checkpoint, and among the files of features.",
                 "Name the features alone: a file, a glob such as 'feats*.h5', or their own folder.",
+            )
+
+
+def refuse_swapped(ckpt: Checkpoint, found: Sequence[Source], features: Features) -> None:
+    """UsageError where what is given as features is a checkpoint's codebook: the two arguments were swapped, most likely."""
+    bare = bool(found) and all(source.book.family == "bare array" for source in found)
+    for path in dict.fromkeys(features.files):
+        if path.suffix.lower() not in WEIGHTS:
+            continue
+        try:
+            books = detect(open_checkpoint(path))
+        except InputError:
+            continue
+        sure = [book for book in books if book.family != "bare array" and (bare or book.family != "unknown")]
+        tables = {key for book in sure for level in book.keys for key in level}
+        given = [part.key for stream in features.datasets.values() for part in stream.parts if part.path == path]
+        if meant := next((key for key in given if key in tables), None):
+            other = printable(ckpt.path)
+            raise UsageError(
+                f"{printable(path)}, given as features, is a checkpoint: {printable(meant)} in it is a codebook.",
+                f"The checkpoint comes first: toc optimize {printable(path)} --features {other}"
+                if bare
+                else "--features takes what reaches the quantiser (toc capture MODEL DATA -o feats.h5).",
             )
 
 

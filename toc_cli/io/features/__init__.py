@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toc_cli.errors import UsageError
+from toc_cli.errors import InputError, UsageError
 from toc_cli.io.containers import feature_suffixes, open_features_file
 from toc_cli.io.features.collection import Features
 from toc_cli.io.features.grouping import Entry, Group, groups
@@ -50,6 +50,12 @@ def open_features(
     labels = [entry for entry in entries if _is_label(entry)]
     others, tokens = split([entry for entry in entries if not _is_label(entry)])
     arrays = [entry for entry in others if _axis(entry.source, channel_axis) is not None]
+    if others and not arrays and channel_axis is not None:
+        shape = others[0].source.shape
+        raise InputError(
+            f"--channel-axis {channel_axis}: {printable(others[0].key) or 'the array'} {shape} has axes 0 to {len(shape) - 1}.",
+            "Name the axis of the channels.",
+        )
     classes = groups(labels)
     by_part = any(len(group.entries) > 1 for group in classes)
     streams = [

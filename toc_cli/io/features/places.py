@@ -75,7 +75,7 @@ def _places(name: str, text: str, suffixes: frozenset[str]) -> list[Place]:
             raise InputError(f"No file matches {printable(text)}.", "Quote the pattern, and see what `ls` finds.")
         return [Place(name, Path(path), text) for path in found if not os.path.isdir(path)]
     head, _, rest = text.partition("/")
-    if head and "/" in rest and not os.path.lexists(head):
+    if head and rest and not os.path.lexists(head):
         raise InputError(
             f"{printable(text)} does not exist.",
             "If it is on the hub: hf://org/name/FILE, or hf://datasets/org/name/FILE.",
