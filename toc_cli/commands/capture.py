@@ -40,7 +40,7 @@ def capture(
     seconds: Annotated[float | None, typer.Option(help="Sound: no more than its first seconds.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what the model computes in.")] = "float32",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be read.")] = False,
-    device: flags.Device = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where the model runs.")] = "auto",
     force: flags.Force = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,

@@ -21,7 +21,7 @@ Features = Annotated[
     list[str],
     typer.Option(
         callback=features,
-        help="A file, folder, 'glob' or @list of files; repeatable; name=path names a modality.",
+        help="A file, folder, 'glob' or @list of files, or hf://org/name/FILE; repeatable; name=path names a modality.",
         metavar="[NAME=]PATH",
     ),
 ]

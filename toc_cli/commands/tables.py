@@ -78,11 +78,14 @@ def _listed(keys: list[str], most: int = 4) -> str:
 
 def _modes(emit: dict[str, str]) -> Text:
     text = Text()
+    refused: dict[str, list[str]] = {}
     for mode, reason in emit.items():
         if reason:
-            text.append(f"✗ {mode}", style="red").append(f": {printable(reason, limit=300)}\n", style="dim")
+            refused.setdefault(reason, []).append(mode)
         else:
             text.append(f"✓ {mode}\n", style="green")
+    for reason, modes in refused.items():
+        text.append(f"✗ {', '.join(modes)}", style="red").append(f": {printable(reason, limit=300)}\n", style="dim")
     text.rstrip()
     return text
 

@@ -170,7 +170,7 @@ def _stop(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
 
 
 def rivals(book: Mapping[str, Any]) -> list[Rival]:
-    """The selections of the same size in a codebook's entry: its baselines, and what `--criterion auto` tried."""
+    """The selections of the same size that were measured on the rows of this one: its baselines."""
     found = []
     for name, figures in book["baselines"].items():
         if name != "random" and figures.get("excess_distortion") is not None:
