@@ -33,6 +33,9 @@ def optimize(
             help="Keep fewer codes: drop those that no feature chooses (used), and merge near ones down to a count or share.",
         ),
     ] = None,
+    levels: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Keep the first N levels of a residual codebook.")
+    ] = None,
     criterion: Annotated[
         str,
         typer.Option(
@@ -122,7 +125,7 @@ def optimize(
     from toc_cli.pipeline.preflight import refuse_unseen
 
     options = Options(
-        keep=keep, codes=codes, lean=lean,
+        keep=keep, codes=codes, levels=levels, lean=lean,
         criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,

@@ -12,7 +12,7 @@ import torch
 from toc_cli.errors import OutputError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
-from toc_cli.io.families import detect, recode
+from toc_cli.io.families import detect, levels, recode
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import edits, supported
 from toc_cli.io.families.lean import left_out
@@ -45,8 +45,8 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) ->
     for source, choice in chosen:
         if source.codes is not None:
             so_far = recode.recoded(ckpt, source.codes.before.book, mode, recoding(source), so_far)
-            if choice.count == source.full.dim and choice.rotation is None:
-                continue
+        if options.recuts and choice.count == source.full.dim and choice.rotation is None:
+            continue
         so_far = edits(
             ckpt,
             source.book,
@@ -56,11 +56,14 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) ->
             rotation=choice.rotation,
             on=so_far,
         )
+    for source, _ in chosen:
+        if source.whole is not None and mode == "sliced":
+            so_far = levels.without_levels(ckpt, source.whole.book, source.book.levels, so_far)
     if not options.lean:
         return so_far
     without = frozenset(key for keys in left_out(ckpt, [source.book for source, _ in chosen]).values() for key in keys)
     tensors = {key: tensor for key, tensor in so_far.tensors.items() if key not in without}
-    return replace(so_far, tensors=tensors, without=without)
+    return replace(so_far, tensors=tensors, without=so_far.without | without)
 
 
 def write_checkpoint(
@@ -83,6 +86,9 @@ def check_checkpoint(
     same_shape = mode != "sliced"
     books_before = [source.book for source, _ in chosen]
     gone = {key for keys in left_out(before, books_before).values() for key in keys} if options.lean else set()
+    for source, _ in chosen:
+        if source.whole is not None and mode == "sliced":
+            gone |= levels.dropped(before, source.whole.book, source.book.levels)
     for key, info in before.infos.items():
         if key in gone:
             continue

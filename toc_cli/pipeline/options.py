@@ -39,6 +39,8 @@ class Options:
     normalize: Literal["none", "l2"] = "none"
     codes: str | None = None
     """`used`, a share or a count of the codes that stay; None: all."""
+    levels: int | None = None
+    """The first so many levels of residual codebooks; None: all."""
     lean: bool = False
     """Leave out of the edited copies what training needed alone."""
     ratio: str | None = None
@@ -106,6 +108,8 @@ class Options:
             )
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative.", "Use a whole number from 0.")
+        if self.levels is not None and self.levels < 1:
+            raise UsageError(f"--levels {self.levels} keeps nothing.", "Use a count from 1.")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit {self.limit} reads nothing.", "Use a count from 1.")
         if self.eval_rows is not None and self.eval_rows < 1:
@@ -116,6 +120,11 @@ class Options:
         """What the user says of how the checkpoint is read: the arguments of `detect`."""
         names = ("codebook", "layout", "metric", "stack", "assume", "rows", "table", "scale")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def recuts(self) -> bool:
+        """Whether codes or levels are cut, so that a form may leave the dimensions alone."""
+        return self.codes is not None or self.levels is not None
 
     @property
     def searches(self) -> bool:

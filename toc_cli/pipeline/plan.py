@@ -19,6 +19,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.emit import supported
 from toc_cli.io.families.lean import left_out
+from toc_cli.io.families.levels import load_hint as level_hint
 from toc_cli.io.features import Features, describe, open_features
 from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication
@@ -35,6 +36,7 @@ from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.ignored_labels import ignored_labels
+from toc_cli.pipeline.levels import cut_levels, level_warning, refuse_level_forms, refuse_levels
 from toc_cli.pipeline.options import Options, Progress, silent
 from toc_cli.pipeline.outcome import data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
@@ -106,6 +108,8 @@ class Plan:
                 hints.append(book.load_hint(choice.count))
             if codes is not None:
                 hints.append(f"{codes.about['after'][0]} codes in place of {codes.about['before'][0]}")
+            if study.source.whole is not None:
+                hints.append(level_hint(study.source.whole.book, book.levels))
         return hints
 
     @property
@@ -270,6 +274,11 @@ def plan_optimization(
         Study(source, Census(met), opened, options, ranks, progress)
         for source, met in zip(books, reading.fits, strict=True)
     ]
+    if options.levels is not None:
+        refuse_levels([study.source for study in studies], options.levels)
+        modes = outputs.checkpoints if outputs is not None else ()
+        refuse_level_forms(ckpt, [study.source for study in studies], options.levels, modes)
+        studies = [cut_levels(ckpt, study) for study in studies]
     preflight(ckpt, studies, outputs)
     studies = [replace(study, criteria=candidates(ckpt, study)) for study in studies]
     ckpt.close()  # what it maps counts as memory; it opens again when it is written
@@ -281,8 +290,7 @@ def plan_optimization(
     chosen, curves, accounts = _choices(studies)
     if outputs is not None:
         wanted = [
-            Wanted(study.source, choice.count, choice.rotation is not None, study.source.codes is not None)
-            for study, choice in chosen
+            Wanted(study.source, choice.count, choice.rotation is not None, options.recuts) for study, choice in chosen
         ]
         refuse_impossible(ckpt, wanted, outputs.checkpoints)
     entries = [
@@ -292,6 +300,9 @@ def plan_optimization(
     recoded = [(study.source, entry) for (study, _), entry in zip(chosen, entries, strict=True) if study.source.codes]
     for source, entry in recoded:
         entry["codes"] = source.codes.about if source.codes else None
+    for (study, _), entry in zip(chosen, entries, strict=True):
+        if study.source.about_levels is not None:
+            entry["levels_cut"] = dict(study.source.about_levels)
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
     ckpt.refuse_changes()
     opened.refuse_changes()
@@ -299,6 +310,7 @@ def plan_optimization(
     read = [describe(stream) for stream in met.values()]
     aside = [warning for study, choice in chosen for warning in off_centre(study, choice)]
     aside += [code_warning(source) for source, _ in recoded]
+    aside += [level_warning(study.source) for study, _ in chosen if study.source.about_levels is not None]
     captured = of_another_checkpoint(met.values(), inputs)
     unused = ignored_labels(opened, list(met.values()))
     warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unused, *unexplained(entries)]

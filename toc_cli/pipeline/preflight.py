@@ -116,7 +116,7 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
             study.source,
             parse_keep(study.options.keep, study.full.dim),
             _rotates(study),
-            study.options.codes is not None,
+            study.options.recuts,
         )
         for study in studies
     ]
@@ -170,7 +170,7 @@ class Wanted:
     count: int | None
     rotated: bool
     recoded: bool = False
-    """Whether codes are cut as well: then a form may leave the dimensions alone."""
+    """Whether codes or levels are cut as well: then a form may leave the dimensions alone."""
 
     @property
     def codes_alone(self) -> bool:

@@ -29,6 +29,10 @@ class Source:
     """With the projection in, where the codebook has one."""
     codes: Recoded | None = None
     """What `--codes` has cut; all else is then of the codes that are left."""
+    whole: Source | None = None
+    """With all levels, where `--levels` has cut some; all else is then of the first ones."""
+    about_levels: Mapping[str, Any] | None = None
+    """The record's `levels_cut`."""
 
 
 @dataclass(frozen=True)

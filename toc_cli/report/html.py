@@ -164,8 +164,23 @@ def _book(report: Report, run: RunReport, subject: Subject, index: int, drawn: b
         "trust": tables.trust(subject),
         "compared": tables.compared(subject),
         "baseline": shown(report.baseline.name) if report.baseline else "",
+        "worth": _worth(book),
         "groups": [_group(group, f"{index}-{place}") for place, group in enumerate(groups)],
     }
+
+
+def _worth(book: dict[str, Any]) -> list[list[str]]:
+    """What the levels are worth, where some were cut: levels, distortion, signal to noise, bits."""
+    return [
+        [
+            f"{point['levels']}{' (kept)' if point['levels'] == book['levels_cut']['after'] else ''}",
+            number(point["distortion"], METRICS["distortion"].unit),
+            number(point["snr_db"], METRICS["snr_db"].unit),
+            f"{point['bits_per_row']:,.4g}",
+            "–" if point["bits_per_second"] is None else f"{point['bits_per_second']:,.0f}",
+        ]
+        for point in (book.get("levels_cut") or {}).get("curve", ())
+    ]
 
 
 def _about(book: dict[str, Any]) -> str:
