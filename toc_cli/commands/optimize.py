@@ -36,6 +36,12 @@ def optimize(
     levels: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Keep the first N levels of a residual codebook.")
     ] = None,
+    refresh: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS", min=1, help="Estimate the kept codes anew by so many Lloyd steps on the features."
+        ),
+    ] = None,
     criterion: Annotated[
         str,
         typer.Option(
@@ -125,7 +131,7 @@ def optimize(
     from toc_cli.pipeline.preflight import refuse_unseen
 
     options = Options(
-        keep=keep, codes=codes, levels=levels, lean=lean,
+        keep=keep, codes=codes, levels=levels, refresh=refresh, lean=lean,
         criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,

@@ -39,6 +39,8 @@ class Choice:
     kept: torch.Tensor  # (L or 1, H, D') int64; of components, for a rotation
     rotation: torch.Tensor | None  # (L or 1, H, D, D') float64
     fill: np.ndarray  # (L, H, D)
+    codes: bytes = b""
+    """What tells choices apart whose codes are not the study's own."""
 
     @cached_property
     def form(self) -> Quantiser:
@@ -54,7 +56,7 @@ class Choice:
     @property
     def identity(self) -> bytes:
         """Equal for choices of one codebook whose forms are equal."""
-        return (self.kept if self.rotation is None else self.rotation).numpy().tobytes()
+        return (self.kept if self.rotation is None else self.rotation).numpy().tobytes() + self.codes
 
     @property
     def count(self) -> int:

@@ -87,7 +87,14 @@ def recoding(source: Source) -> Recoding:
     """The cut of a source's codes as the edit of a file needs it."""
     assert source.codes is not None
     found = source.codes.cut
-    return Recoding(found.maps, found.ids, found.tables, source.codes.before.parts.tables)
+    return Recoding(found.maps, found.ids, source.parts.tables, source.codes.before.parts.tables)
+
+
+def rewriting(source: Source) -> Recoding:
+    """Codes that were estimated anew, as the edit of a file needs them: every id stays."""
+    assert source.refreshed is not None
+    same = [torch.arange(table.shape[1]).expand(table.shape[0], -1).contiguous() for table in source.parts.tables]
+    return Recoding(same, same, source.parts.tables, source.refreshed.before.parts.tables)
 
 
 def _applied(source: Source, found: CodeCut) -> Any:

@@ -106,6 +106,11 @@ class Curve:
         full = stack([run.sums["full"] for run in runs.values()])
         return {point: figures(stack([run.sums[repr(point)] for run in runs.values()]), full) for point in wanted}
 
+    def of(self, runs: Mapping[str, Measured], name: str) -> Figures:
+        """`FIELDS` of a form that was measured, pooled over modalities."""
+        full, own = (stack([run.sums[form] for run in runs.values()]) for form in ("full", name))
+        return figures(own, full)
+
     def swept(self, counts: Sequence[int]) -> list[Point]:
         """The points of `--sweep`: every criterion that the given features allow, at every count below D."""
         below = [count for count in counts if count < self.study.full.dim]

@@ -20,7 +20,7 @@ from toc_cli.io.names import printable
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Lookup, Quantiser
 from toc_cli.pipeline.choice import Choice
-from toc_cli.pipeline.codes import recoding
+from toc_cli.pipeline.codes import recoding, rewriting
 from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.source import Fit as Fit
 from toc_cli.pipeline.source import Source, form_for, sources
@@ -45,6 +45,8 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) ->
     for source, choice in chosen:
         if source.codes is not None:
             so_far = recode.recoded(ckpt, source.codes.before.book, mode, recoding(source), so_far)
+        elif source.refreshed is not None:
+            so_far = recode.recoded(ckpt, source.book, mode, rewriting(source), so_far)
         if options.recuts and choice.count == source.full.dim and choice.rotation is None:
             continue
         so_far = edits(

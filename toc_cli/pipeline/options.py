@@ -16,6 +16,7 @@ from toc_cli.ops.selection import parse_ratio
 METRICS = ("euclidean", "cosine", "dot")
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
 EVALUATED_ROWS = 16384
+MOST_STEPS = 1000
 AUTO = "auto"
 """`--criterion auto`: whichever keeps most."""
 
@@ -41,6 +42,8 @@ class Options:
     """`used`, a share or a count of the codes that stay; None: all."""
     levels: int | None = None
     """The first so many levels of residual codebooks; None: all."""
+    refresh: int | None = None
+    """Lloyd steps in the kept subspace; None: the codes stay as they came."""
     lean: bool = False
     """Leave out of the edited copies what training needed alone."""
     ratio: str | None = None
@@ -108,6 +111,8 @@ class Options:
             )
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative.", "Use a whole number from 0.")
+        if self.refresh is not None and not 1 <= self.refresh <= MOST_STEPS:
+            raise UsageError(f"--refresh {self.refresh} is no count of steps.", f"Use 1 to {MOST_STEPS}.")
         if self.levels is not None and self.levels < 1:
             raise UsageError(f"--levels {self.levels} keeps nothing.", "Use a count from 1.")
         if self.limit is not None and self.limit < 1:
@@ -123,8 +128,8 @@ class Options:
 
     @property
     def recuts(self) -> bool:
-        """Whether codes or levels are cut, so that a form may leave the dimensions alone."""
-        return self.codes is not None or self.levels is not None
+        """Whether codes or levels are cut, or codes estimated anew, so that a form may leave the dimensions alone."""
+        return self.codes is not None or self.levels is not None or self.refresh is not None
 
     @property
     def searches(self) -> bool:

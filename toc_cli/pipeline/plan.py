@@ -55,6 +55,7 @@ from toc_cli.pipeline.reading.explained import unexplained
 from toc_cli.pipeline.reading.origin import of_another_checkpoint
 from toc_cli.pipeline.reading.said import Said
 from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, constant_everywhere, run_record
+from toc_cli.pipeline.refresh import refreshed, refuse_refresh
 from toc_cli.pipeline.sample import sampled_rows
 from toc_cli.pipeline.source import Fit, Source, device_of
 from toc_cli.pipeline.study import Study
@@ -221,6 +222,7 @@ class Plan:
 
 
 LARGER = "sliced_larger"
+PLAIN = "plain"
 
 
 def _inputs(ckpt: Checkpoint, features: Features) -> list[Path]:
@@ -279,6 +281,9 @@ def plan_optimization(
         modes = outputs.checkpoints if outputs is not None else ()
         refuse_level_forms(ckpt, [study.source for study in studies], options.levels, modes)
         studies = [cut_levels(ckpt, study) for study in studies]
+    if options.refresh is not None:
+        modes = outputs.checkpoints if outputs is not None else ()
+        refuse_refresh(ckpt, [study.source for study in studies], modes)
     preflight(ckpt, studies, outputs)
     studies = [replace(study, criteria=candidates(ckpt, study)) for study in studies]
     ckpt.close()  # what it maps counts as memory; it opens again when it is written
@@ -293,14 +298,22 @@ def plan_optimization(
             Wanted(study.source, choice.count, choice.rotation is not None, options.recuts) for study, choice in chosen
         ]
         refuse_impossible(ckpt, wanted, outputs.checkpoints)
+    plain: list[Choice | None] = [None for _ in chosen]
+    if options.refresh is not None:
+        plain = [choice for _, choice in chosen]
+        chosen = [refreshed(curve, choice) for curve, (_, choice) in zip(curves, chosen, strict=True)]
     entries = [
-        {**_entry(curve, choice), "forms": forms_of(ckpt, study.source, choice), "auto": account, **known}
-        for curve, (study, choice), account, known in zip(curves, chosen, accounts, reading.evidence, strict=True)
+        {**_entry(curve, choice, before), "forms": forms_of(ckpt, study.source, choice), "auto": account, **known}
+        for curve, (study, choice), before, account, known in zip(
+            curves, chosen, plain, accounts, reading.evidence, strict=True
+        )
     ]
     recoded = [(study.source, entry) for (study, _), entry in zip(chosen, entries, strict=True) if study.source.codes]
     for source, entry in recoded:
         entry["codes"] = source.codes.about if source.codes else None
     for (study, _), entry in zip(chosen, entries, strict=True):
+        if study.source.refreshed is not None:
+            entry["refresh"] |= study.source.refreshed.about
         if study.source.about_levels is not None:
             entry["levels_cut"] = dict(study.source.about_levels)
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
@@ -332,7 +345,7 @@ def _choices(
     options, dims = studies[0].options, [study.full.dim for study in studies]
     fixed = [parse_keep(options.keep, dim) for dim in dims]
     if not options.searches:
-        curves = [Curve(study) for study in studies]
+        curves = [Curve(study, part=None if options.refresh is None else 1) for study in studies]
         sizes = [size or dim for size, dim in zip(fixed, dims, strict=True)]
         named = [options.criterion for _ in studies]
         accounts: list[dict[str, Any] | None] = [None for _ in studies]
@@ -361,17 +374,19 @@ def _together(studies: Sequence[Study], sizes: Sequence[int]) -> list[int]:
     return [largest[word] if word else size for word, size in zip(words, sizes, strict=True)]
 
 
-def _entry(curve: Curve, choice: Choice) -> dict[str, Any]:
-    """Measure the choice against the baselines, and the sweep, in one pass, and describe it."""
+def _entry(curve: Curve, choice: Choice, plain: Choice | None = None) -> dict[str, Any]:
+    """Measure the choice against the baselines, and the sweep, in one pass, and describe it; `plain` is it before `--refresh`."""
     study, options = curve.study, curve.study.options
-    wanted = {CHOSEN: choice}
+    wanted = {CHOSEN: choice} if plain is None else {CHOSEN: choice, PLAIN: plain}
     wanted |= {f"random{k}": curve.choice("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
     others = ("variance", "pca") if curve.study.affords_rotation else ("variance",)
     wanted |= {name: curve.choice(name, choice.count, options.seed) for name in others}
     counts = parse_sweep(options.sweep, study.full.dim) if options.sweep else []
     points = curve.swept(counts)
     runs = curve.measure(wanted | curve.choices(points), keep=("full", CHOSEN))
+    more = {} if plain is None else {"refresh": {"before": curve.of(runs, PLAIN), "after": curve.of(runs, CHOSEN)}}
     return BookRecord(study, choice, runs).build(
+        **more,
         sweep=curve.sweep(counts, curve.pooled(runs, points)) if options.sweep else None,
         stability=stability_of(study, choice),
         modality_agreement=modality_agreement(study, choice.count),

@@ -31,6 +31,8 @@ class Source:
     """What `--codes` has cut; all else is then of the codes that are left."""
     whole: Source | None = None
     """With all levels, where `--levels` has cut some; all else is then of the first ones."""
+    refreshed: Refreshed | None = None
+    """What `--refresh` has estimated anew: `parts` then hold those codes, `full` the ones that came."""
     about_levels: Mapping[str, Any] | None = None
     """The record's `levels_cut`."""
 
@@ -43,6 +45,15 @@ class Recoded:
     cut: CodeCut
     about: Mapping[str, Any]
     """The record's `codes`."""
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """Codes that were estimated anew, beside the source as it was."""
+
+    before: Source
+    about: Mapping[str, Any]
+    """The record's `refresh`."""
 
 
 @dataclass(frozen=True)

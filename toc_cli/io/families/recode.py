@@ -44,10 +44,10 @@ class Recoding:
     before: Sequence[torch.Tensor]
     """(H, K_l, D) the old ones, as they are looked up."""
 
-    def merged(self, level: int, head: int) -> list[int]:
-        """New ids that stand for several old ones."""
-        row = self.maps[level][head]
-        return [int(new) for new in (torch.bincount(row[row >= 0]) > 1).nonzero().flatten()]
+    def changed(self, level: int, head: int) -> list[int]:
+        """New ids whose vector is not that of their old id: merged ones, or estimated anew."""
+        old = self.before[level][head][self.ids[level][head]]
+        return [int(new) for new in (self.tables[level][head] != old).any(-1).nonzero().flatten()]
 
 
 def code_axis(site: Site, shape: tuple[int, ...], codes: int) -> int | None:
@@ -184,7 +184,7 @@ class _Recode:
         tables = list(sites_of(self.ckpt, self.book, "codes", "sums"))
         twins = moments.of_parameters(self.ckpt, {site.key for site in tables}, self.book.copies).found
         for site in tables:
-            self.set_merged(site)
+            self.set_changed(site)
         for site in tables:
             for key in (site.key, *twins.get(site.key, ()), *([site.counts] if site.counts else [])):
                 self.gather(key, site)
@@ -234,11 +234,11 @@ class _Recode:
             self.made[key] = whole.narrow(axis, 0, len(index)).clone()
         narrow(self.made[key], site).copy_(narrow(whole, site).index_select(axis, index))
 
-    def set_merged(self, site: Site) -> None:
-        """Write the new vector of each merged code into the row of its smallest old id."""
+    def set_changed(self, site: Site) -> None:
+        """Write the new vector of each changed code into the row of its smallest old id."""
         level, head = site.level or 0, site.head or 0
-        merged = self.cut.merged(level, head)
-        if not merged or (site.key, site.window) in self.written:
+        changed = self.cut.changed(level, head)
+        if not changed or (site.key, site.window) in self.written:
             return
         self.written.add((site.key, site.window))
         whole, axis = self.laid(site.key, site)
@@ -246,12 +246,12 @@ class _Recode:
         before = self.cut.before[level][head]
         if site.role == "codes" and not torch.equal(rows.reshape(before.shape).to(before.dtype), before):
             raise UsageError(
-                f"--emit {self.mode} is not possible for {printable(self.book.shown)} with merged codes: {printable(site.key)} does "
+                f"--emit {self.mode} is not possible for {printable(self.book.shown)} with new codes: {printable(site.key)} does "
                 "not hold the codes themselves.",
-                "Use --codes used, which only drops.",
+                "--codes used only drops codes, and leaves those that stay.",
             )
         counts = narrow(self.laid(site.counts, site)[0], site).reshape(-1) if site.counts else None
-        for new in merged:
+        for new in changed:
             old = int(self.cut.ids[level][head, new])
             value = self.cut.tables[level][head, new].double()
             if site.role == "sums":
