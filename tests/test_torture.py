@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import subprocess
@@ -12,18 +11,15 @@ from pathlib import Path
 import pytest
 
 import torture
+from torture_more import usable
 
 SECONDS = 60
-
-
-def usable(reader: str) -> bool:
-    return reader != "faiss" or importlib.util.find_spec("faiss") is not None
 
 
 @pytest.mark.parametrize("reader", torture.READERS)
 def test_the_valid_file_of_every_reader_is_read(reader: str, tmp_path: Path) -> None:
     if not usable(reader):
-        pytest.skip("faiss is not installed")
+        pytest.skip("what writes its file is not installed")
     seed, read = torture.READERS[reader]
     read(seed(tmp_path))
 

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torture_more import MORE, usable
+
 SECONDS = 10
 MEMORY = 1 << 30
 BATCH = 200
@@ -252,6 +254,7 @@ READERS: dict[str, tuple[Seed, Read]] = {
     "features-npz": (features_npz, streamed),
     "checks": (checks_toml, gated),
     "train-config": (train_config, configured),
+    **MORE,
 }
 
 
@@ -518,7 +521,9 @@ def main() -> int:
     totals: dict[str, int] = {}
     kinds: dict[str, list[Finding]] = {}
     limits = {"count": chosen.count} if chosen.count else {"seconds": chosen.seconds}
-    for reader, ran, found in torture(chosen.reader or list(READERS), chosen.seed, **limits):
+    for reader, ran, found in torture(
+        chosen.reader or [name for name in READERS if usable(name)], chosen.seed, **limits
+    ):
         totals[reader] = totals.get(reader, 0) + ran
         for finding in found:
             kinds.setdefault(f"{reader}: {finding.kind}", []).append(finding)

@@ -378,6 +378,12 @@ def _flat(mask: Tensor | None) -> Tensor | None:
 
 def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
     """`load_state_dict` whose error says which tensors are missing, unknown or of another shape."""
+    refuse_misfit(model, state)
+    model.load_state_dict(state)
+
+
+def refuse_misfit(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """InputError that says which tensors are missing, unknown or of another shape."""
     own = model.state_dict()
     wrong = [
         f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
@@ -394,4 +400,3 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
         raise InputError(
             f"The checkpoint does not fit the model: {'; '.join(parts)}.", "Use the config saved beside it."
         )
-    model.load_state_dict(state)

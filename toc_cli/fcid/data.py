@@ -29,8 +29,9 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from torch.utils.data import DataLoader
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.config import ModalitySpec
+from toc_cli.io.checkpoint.hdf5 import ERRORS, check_chunks, read_all
+from toc_cli.io.checkpoint.probe import refuse_crash
 from toc_cli.io.names import printable
 
 DEFAULT_BLOCK = 64  # clips read at once where the file has no chunks
@@ -72,10 +75,11 @@ class Split:
         self.cache_clips = cache_clips
         self._handle: tuple[int, h5py.File] | None = None  # (process id, file)
         self._blocks: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
-        self.columns = set(self.group)
-        self.modalities = self._modalities()
-        self.clips = self._clips()
-        self.block = self._block_clips()
+        with readable(self.path):
+            self.columns = set(self.group)
+            self.modalities = self._modalities()
+            self.clips = self._clips()
+            self.block = self._block_clips()
 
     def __len__(self) -> int:
         return self.clips
@@ -99,8 +103,9 @@ class Split:
         """(N,) ids: equal captions have equal ids; None without a `caption` dataset."""
         if "caption" not in self.columns:
             return None
-        column = self.group["caption"]
-        values = column.asstr()[:] if h5py.check_string_dtype(column.dtype) else column[:]
+        with readable(self.path):
+            column = self.group["caption"]
+            values = column.asstr()[:] if h5py.check_string_dtype(column.dtype) else column[:]
         return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
     @property
@@ -112,11 +117,14 @@ class Split:
         if name not in self.columns:
             have = ", ".join(map(printable, self.label_names)) or "none"
             raise InputError(f"Split {self.name!r} of {self.path.name} has no labels {name!r}.", f"It has: {have}.")
-        dataset = self.group[name]
-        if dataset.dtype.kind not in "iub":
-            raise InputError(f"Labels {self._at(name)} are {dataset.dtype}, not integers.")
-        values = dataset[:].astype(np.int64)
-        top = 2 if values.ndim == 3 else dataset.attrs.get("classes")
+        with readable(self.path):
+            dataset = self.group[name]
+            if dataset.dtype.kind not in "iub":
+                raise InputError(f"Labels {self._at(name)} are {dataset.dtype}, not integers.")
+            check_chunks(dataset.id, self._at(name))
+            values = dataset[:].astype(np.int64)
+            top = 2 if values.ndim == 3 else dataset.attrs.get("classes")
+            top = None if top is None else int(top)
         bad = (values < -1) | (values >= (top if top is not None else np.iinfo(np.int64).max))
         if bad.any():
             row = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -180,11 +188,12 @@ class Split:
             return self._blocks[block]
         rows = slice(block * self.block, min((block + 1) * self.block, self.clips))
         count = rows.stop - rows.start
-        group, columns = self.group, {}
-        for name, modality in self.modalities.items():
-            columns[name] = group[name][rows]
-            columns[name + "_length"] = self._column(name + "_length", rows, count, modality.spec.length)
-            columns[name + "_present"] = self._column(name + "_present", rows, count, 1)
+        columns: dict[str, NDArray[Any]] = {}
+        with readable(self.path):
+            for name, modality in self.modalities.items():
+                columns[name] = self.group[name][rows]
+                columns[name + "_length"] = self._column(name + "_length", rows, count, modality.spec.length)
+                columns[name + "_present"] = self._column(name + "_present", rows, count, 1)
         self._blocks[block] = columns
         while len(self._blocks) > max(2, -(-self.cache_clips // self.block) + 1):
             self._blocks.popitem(last=False)
@@ -216,6 +225,7 @@ class Split:
             if not isinstance(dataset, h5py.Dataset) or dataset.ndim < 3 or reserved(name):
                 continue
             if dataset.dtype.kind == "f" or (dataset.dtype.kind in "iu" and "scale" in dataset.attrs):
+                check_chunks(dataset.id, self._at(name))
                 length, *spatial, width = dataset.shape[1:]
                 spec = ModalitySpec(name=name, length=length, width=width, spatial=tuple(spatial))
                 scale = float(dataset.attrs.get("scale", 1.0))
@@ -265,6 +275,15 @@ def reserved(name: str) -> bool:
     return name.startswith("label") or name in ("caption", "frames", "waveform") or name.endswith(SUFFIXES)
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """InputError for whatever the library of a damaged file raises."""
+    try:
+        yield
+    except ERRORS as error:
+        raise InputError(f"{path.name} can't be read as HDF5 ({printable(error)}).", "Copy the file again.") from None
+
+
 def open_hdf5(path: Path) -> h5py.File:
     """The file, open for reading; errors are sentences."""
     if not path.is_file():
@@ -298,18 +317,27 @@ def refuse_links(group: h5py.Group) -> None:
 
 def split_names(path: str | Path) -> list[str]:
     """The splits of a data file: its groups."""
-    with open_hdf5(Path(path)) as file:
+    with readable(Path(path)), open_hdf5(Path(path)) as file:
         refuse_links(file)
         return sorted(name for name, item in file.items() if isinstance(item, h5py.Group))
 
 
 def open_split(path: str | Path, name: str, wanted: tuple[str, ...] | None = None, cache_clips: int = 2048) -> Split:
     """One split of a data file; an unknown name is answered with the names there are."""
+    if Path(path).is_file():
+        known = os.stat(path)
+        _refuse_crash(Path(path), known.st_size, known.st_mtime_ns)
     names = split_names(path)
     if name not in names:
         have = ", ".join(map(printable, names)) or "no groups at all"
         raise InputError(f"{Path(path).name} has no split {name!r}.", f"It has: {have}.")
     return Split(path, name, wanted, cache_clips)
+
+
+@lru_cache(maxsize=16)
+def _refuse_crash(path: Path, size: int, time: int) -> None:
+    """Read a file as it stands once in a process of its own."""
+    refuse_crash(path, lambda: read_all(path))
 
 
 def epoch_order(clips: int, block: int, shuffle_buffer: int, seed: int, epoch: int) -> NDArray[np.int64]:

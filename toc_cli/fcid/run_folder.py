@@ -23,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from toc_cli.errors import InputError, UsageError
-from toc_cli.fcid.aligner import Aligner, load_into
+from toc_cli.fcid.aligner import Aligner, load_into, refuse_misfit
 from toc_cli.fcid.config import ModalitySpec
 from toc_cli.fcid.model import build_model
 from toc_cli.fcid.settings import read_settings, to_toml
 from toc_cli.fcid.train_config import DTYPES, RunConfig, run_config
 from toc_cli.io.atomic import atomic_file, write_errors
+from toc_cli.io.names import printable
 
 SETTINGS_KEY = "toc.fcid"
 """Of the metadata of model.safetensors: JSON of `settings` and `specs`. One key, so that the bytes are the same each
@@ -126,9 +127,26 @@ def load_model(path: str | Path) -> tuple[Aligner[Any], RunConfig]:
         raise InputError(f"{str(file)!r} can't be read ({error}).") from error
     if SETTINGS_KEY not in metadata:
         raise InputError(f"{str(file)!r} was not written by toc train-fcid.", "Its metadata have no settings.")
-    saved = json.loads(metadata[SETTINGS_KEY])
-    config = run_config(saved["settings"])
-    specs = {name: ModalitySpec(**{**spec, "spatial": tuple(spec["spatial"])}) for name, spec in saved["specs"].items()}
+    config, specs = _described(file, metadata[SETTINGS_KEY])
+    with torch.device("meta"):  # shapes alone: settings that do not fit the tensors must not take memory
+        refuse_misfit(build_model(config.model, specs), tensors)
     model = build_model(config.model, specs)
     load_into(model, tensors)
     return model.to(DTYPES[config.train.precision]).eval(), config
+
+
+def _described(file: Path, text: str) -> tuple[RunConfig, dict[str, ModalitySpec]]:
+    """The settings and shapes in the metadata of a model. InputError where they are none, or of a version to come."""
+    try:
+        saved = json.loads(text)
+        config = run_config(saved["settings"])
+        specs = {
+            name: ModalitySpec(**{**spec, "spatial": tuple(spec["spatial"])}) for name, spec in saved["specs"].items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"The metadata of {str(file)!r} are damaged, or of a version of toc that is to come ({type(error).__name__}: "
+            f"{printable(str(error), 100)}).",
+            "Copy the file again, or bring toc up to date.",
+        ) from None
+    return config, specs

@@ -17,7 +17,8 @@ import numpy as np
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import sha256
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.checkpoint.hdf5 import ERRORS, numeric_datasets, open_hdf5
+from toc_cli.io.checkpoint.hdf5 import ERRORS, check_chunks, numeric_datasets, open_hdf5, read_all
+from toc_cli.io.checkpoint.probe import refuse_crash
 from toc_cli.io.names import printable
 
 CODEBOOK_HASH = "toc.codebook_sha256"
@@ -86,11 +87,20 @@ class TokenFile:
                 raise InputError(f"{printable(path)} cannot be read: {printable(error)}.") from None
             found = [("tokens", array)] if array.dtype.kind in "iu" else []
         else:
+            refuse_crash(path, lambda: read_all(path))
             self.file = open_hdf5(path)
-            self.codebook_hash = str(self.file.attrs.get(CODEBOOK_HASH, ""))
+            try:
+                self.codebook_hash = str(self.file.attrs.get(CODEBOOK_HASH, ""))
+            except ERRORS as error:
+                raise InputError(f"{printable(path)} cannot be read: {printable(error)}.") from None
             listed = numeric_datasets(self.file, path)
-            found = [(name, self.file[name]) for name, array in listed.items() if array.dtype.kind in "iu"]
-            own = [(name, dataset) for name, dataset in found if "num_codes" in dataset.attrs]
+            try:
+                found = [(name, self.file[name]) for name, array in listed.items() if array.dtype.kind in "iu"]
+                own = [(name, dataset) for name, dataset in found if "num_codes" in dataset.attrs]
+                for name, dataset in found:
+                    check_chunks(dataset.id, f"{printable(path)}: {printable(name)}")
+            except ERRORS as error:
+                raise InputError(f"{printable(path)} cannot be read: {printable(error)}.") from None
             found = own or [(name, dataset) for name, dataset in found if name.rpartition("/")[2] not in LABELS]
         if not found:
             raise InputError(

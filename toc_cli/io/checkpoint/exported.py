@@ -14,7 +14,7 @@ from toc_cli.io.checkpoint.listed import Listed
 from toc_cli.io.checkpoint.pickled import refuse_unlike
 from toc_cli.io.checkpoint.stored_types import BYTES
 from toc_cli.io.checkpoint.strided import Storage, column_major, file_bytes, row_major, strided
-from toc_cli.io.checkpoint.torch_file import data_start, entry_bytes
+from toc_cli.io.checkpoint.torch_file import ZIP_ERRORS, damaged, data_start, entry_bytes
 from toc_cli.io.head import Head
 from toc_cli.io.names import printable
 
@@ -85,12 +85,15 @@ class SkopsFile(Listed):
         if member is None:
             raise InputError(f"{head.shown} names an array that it does not hold.")
         where = f"{head.shown}: {printable('/'.join(place))}"
-        with zipfile.ZipFile(head.path) as archive, archive.open(member) as file:
-            header = read_header(file, where, member.file_size)
-        stored = stored_type(header.dtype)
-        if stored is None or member.compress_type != zipfile.ZIP_STORED:
-            return
-        start = data_start(head, member) + header.length
+        try:
+            with zipfile.ZipFile(head.path) as archive, archive.open(member) as file:
+                header = read_header(file, where, member.file_size)
+            stored = stored_type(header.dtype)
+            if stored is None or member.compress_type != zipfile.ZIP_STORED:
+                return
+            start = data_start(head, member) + header.length
+        except ZIP_ERRORS as error:
+            raise damaged(head.shown, error) from None
         nbytes = math.prod(header.shape) * BYTES[stored]
         storage = Storage(stored, nbytes, file_bytes(head.path, start), member.filename, header.dtype.byteorder == ">")
         order = column_major if header.fortran else row_major

@@ -191,7 +191,7 @@ class Hdf5File(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        refuse_crash(path, lambda: _read_all(path))
+        refuse_crash(path, lambda: read_all(path))
         with open_hdf5(path) as file:
             for name, dataset in numeric_datasets(file, path).items():
                 stored = stored_type(dataset.dtype)
@@ -225,7 +225,7 @@ class Hdf5File(Checkpoint):
             return [target, *write_config_beside(target, self.config, edits.config)]
 
 
-def _read_all(path: Path) -> None:
+def read_all(path: Path) -> None:
     """What a later read may touch, in a process of its own: names, attributes, and data up to `PROBED` bytes of `MANY` arrays."""
     left = PROBED
     with open_hdf5(path) as file:

@@ -1,4 +1,4 @@
-"""Whether the HDF5 library survives a file: a child process opens and reads it first, where checks cannot cover its data.
+"""Whether a library (HDF5, Arrow) survives a file: a child process opens and reads it first, where checks cannot cover its data.
 
 A crash of the library then ends the child, and is a sentence here. Nothing that the child reads is used.
 """
@@ -21,7 +21,7 @@ SECONDS = 20
 """Of processor time, whatever else the machine does, after which a file that does not end to be read is refused."""
 
 
-def refuse_crash(path: Path, read: Callable[[], object]) -> None:
+def refuse_crash(path: Path, read: Callable[[], object], library: str = "HDF5") -> None:
     """Run `read` in a child. InputError where it does not live to the end of it; its exceptions are left to the caller.
 
     Does nothing where processes cannot be forked (Windows).
@@ -38,7 +38,7 @@ def refuse_crash(path: Path, read: Callable[[], object]) -> None:
     if code == -signal.SIGPROF:
         raise InputError(f"{printable(path)} is damaged: reading it does not end.", "Copy or download it again.")
     if code < 0:
-        what = f"{printable(path)} is damaged: the HDF5 library crashes on it (signal {-code})."
+        what = f"{printable(path)} is damaged: the {library} library crashes on it (signal {-code})."
         raise InputError(what, "Copy or download it again.")
 
 

@@ -11,6 +11,7 @@ import math
 import shutil
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -260,6 +261,10 @@ def _storage_id(pid: Any) -> tuple[str, str, int]:
     return str(kind), str(key)[:200], count
 
 
+ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zlib.error)
+"""What reading an entry of a damaged zip file raises."""
+
+
 def data_start(head: Head, member: zipfile.ZipInfo) -> int:
     """Where the bytes of a zip entry stand in the file."""
     with head.open() as file:
@@ -285,7 +290,7 @@ def entry_bytes(head: Head, member: zipfile.ZipInfo | None) -> bytes:
     try:
         with head.open() as file, zipfile.ZipFile(file) as archive:
             return archive.read(member)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise damaged(head.shown, error) from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from toc_cli.errors import InputError, missing_extra
+from toc_cli.io.checkpoint.probe import refuse_crash
 from toc_cli.io.features.source import ArraySource, Opened, Reader, Source
 from toc_cli.io.names import printable
 
@@ -36,7 +37,7 @@ class ParquetTable(Table):
         self.batches, self.schema = self._file.num_row_groups, self._file.schema_arrow
 
     def column(self, name: str, batch: int) -> Any:
-        return self._file.read_row_group(batch, columns=[name]).column(0).combine_chunks()
+        return _checked(self._file.read_row_group(batch, columns=[name]).column(0).combine_chunks())
 
     def close(self) -> None:
         self._file.close()
@@ -59,14 +60,20 @@ class ArrowTable(Table):
 
     def column(self, name: str, batch: int) -> Any:
         if self._batches is None:
-            return self._reader.get_batch(batch).column(name)
+            return _checked(self._reader.get_batch(batch).column(name))
         # A mapping past the end of its file ends the process when it is touched.
         if self._path.stat().st_size < self._size:
             raise InputError(f"{printable(self._path)} became shorter while it was read.")
-        return self._batches[batch].column(name)
+        return _checked(self._batches[batch].column(name))
 
     def close(self) -> None:
         self._file.close()
+
+
+def _checked(column: Any) -> Any:
+    """The column, its offsets held against its values: what lies outside would be read all the same."""
+    column.validate(full=True)
+    return column
 
 
 def parquet_sources(path: Path) -> dict[str, Source]:
@@ -80,7 +87,8 @@ def arrow_sources(path: Path) -> dict[str, Source]:
 
 
 def _sources(path: Path, opener: Callable[[], Table]) -> dict[str, Source]:
-    errors = (_arrow("pyarrow").ArrowException, OSError)
+    errors = (_arrow("pyarrow").ArrowException, OSError, UnicodeError, ValueError)
+    refuse_crash(path, lambda: _read_all(opener), "Arrow")
     try:
         table = opener()
         try:
@@ -97,6 +105,13 @@ def _sources(path: Path, opener: Callable[[], Table]) -> dict[str, Source]:
             "Features are lists: one list of numbers a record, or one list of such lists.",
         )
     return sources
+
+
+def _read_all(opener: Callable[[], Table]) -> None:
+    """Every column of lists, in a process of its own."""
+    table = opener()
+    for field in table.schema:
+        _source(Path(), opener, table, field)
 
 
 def _source(path: Path, opener: Callable[[], Table], table: Table, field: Any) -> Source | None:
