@@ -48,7 +48,7 @@ def optimize(
     checkpoint: str | Path | Table | Checkpoint,
     features: str | Path | Table | Mapping[str, Table] | Sequence[str | Path] | Features,
     *,
-    keep: str | float | int = "0.5",
+    keep: str | float | int = "",
     **options: Any,
 ) -> Plan:
     """Score every dimension of every codebook of a checkpoint and keep the best (arXiv 2403.05168).
@@ -67,7 +67,7 @@ def optimize(
     Args:
         checkpoint: A path, codes (K, D), or what `open_checkpoint` gave.
         features: Path(s), rows (N, W), a mapping of names to rows, or what `open_features` gave: what reaches the quantiser.
-        keep: Share (0.5, "50%"), count (128) or "auto".
+        keep: Share (0.5, "50%"), count (128) or "auto"; half, unless `budget` or `bytes` are among the options.
         options: Any field of `toc_cli.pipeline.Options`: criterion, weights, metric, sweep, seed, …
 
     Returns:

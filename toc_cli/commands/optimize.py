@@ -24,8 +24,26 @@ def optimize(
     checkpoint: flags.Checkpoint,
     features: flags.Features,
     keep: Annotated[
-        str, typer.Option(help="Share (0.5, 50%), count (128) or auto: the smallest that meets the bounds below.")
-    ] = "0.5",
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Share (0.5, 50%; half by default), count (128) or auto: the smallest within the bounds below.",
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="In place of --keep: dimensions over all codebooks, by need, most rows a clip first."
+        ),
+    ] = None,
+    bytes: Annotated[
+        str | None,
+        typer.Option(
+            "--bytes",
+            metavar="SIZE",
+            help="In place of --keep: bytes of all codes, split by what saves most distortion.",
+        ),
+    ] = None,
     codes: Annotated[
         str | None,
         typer.Option(
@@ -130,8 +148,10 @@ def optimize(
     from toc_cli.pipeline.options import parse_bytes, parse_modes, parse_rows, parse_share, parse_weights
     from toc_cli.pipeline.preflight import refuse_unseen
 
+    keep, budget, bytes = said_size(context, keep, budget, bytes)
     options = Options(
-        keep=keep, codes=codes, levels=levels, refresh=refresh, lean=lean,
+        keep=keep or "", budget=budget, bytes=None if bytes is None else parse_bytes(bytes, "--bytes", 1),
+        codes=codes, levels=levels, refresh=refresh, lean=lean,
         criterion=criterion.lower(), weights=parse_weights(weights), normalize=normalize, ratio=ratio,
         codebook=tuple(codebook or ()) or None, layout=layout, metric=metric, stack=stack, rows=rows, table=table,
         scale=scale, assume=assume,
@@ -154,7 +174,7 @@ def optimize(
     plan = plan_optimization(checkpoint, features, options, outputs, progress=sink.progress)
     for warning in plan.record["warnings"]:
         sink.warn(warning["text"])
-    if note := count_or_share(keep, plan.record["codebooks"]):
+    if note := count_or_share(options.keep, plan.record["codebooks"]):
         sink.say(note)
     if outputs.elsewhere:
         sink.warn(outputs.elsewhere)
@@ -174,6 +194,20 @@ def optimize(
             sink.say(text)
         for hint in plan.load_hints if "sliced" in options.emit else ():
             sink.say(f"To load the sliced file: {hint}")
+
+
+def said_size(
+    context: typer.Context, keep: str | None, budget: int | None, bytes: str | None
+) -> tuple[str | None, int | None, str | None]:
+    """What says how much is kept: a flag of the command line puts aside what the project's settings say by another."""
+    from toc_cli.commands.settings import source_of
+
+    said = [name for name in ("keep", "budget", "bytes") if source_of(context, name) == "COMMANDLINE"]
+    return (
+        keep if not said or "keep" in said else None,
+        budget if not said or "budget" in said else None,
+        bytes if not said or "bytes" in said else None,
+    )
 
 
 def captured_first(

@@ -61,7 +61,10 @@ def _default(file: str, key: str, value: Any, parameters: Mapping[str, Any]) -> 
 
 def used(context: typer.Context) -> str | None:
     """`toc.toml: criterion, keep`: the file and the flags whose value it set, for the record; None where it set none."""
-    set_there = [
-        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "DEFAULT_MAP"
-    ]
+    set_there = [name for name in context.params if source_of(context, name) == "DEFAULT_MAP"]
     return f"{context.find_root().obj}: {', '.join(sorted(set_there))}" if set_there else None
+
+
+def source_of(context: typer.Context, name: str) -> str:
+    """Where the value of a parameter comes from: `COMMANDLINE`, `DEFAULT_MAP` (the settings), `DEFAULT`."""
+    return getattr(context.get_parameter_source(name), "name", "")

@@ -9,7 +9,7 @@ from typing import Any
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.emit import supported
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.ops.geometry import usage_rank
+from toc_cli.pipeline.budget import needed
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.curve import Curve, Figures, meets
 from toc_cli.pipeline.knowledge import held_bytes
@@ -57,6 +57,11 @@ class Auto:
         found = self._try([count], self.study.criteria)
         return max(self.study.criteria, key=lambda name: rated(found[name, count], self.study.options))
 
+    def figures(self, counts: Sequence[int]) -> list[Figures]:
+        """The figures of the best candidate at each size, on the first part."""
+        found = self._try(counts, self.study.criteria)
+        return [found[self.best(count), count] for count in counts]
+
     def smallest(self) -> int:
         """The smallest size found at which the best candidate meets the bounds on both parts; all dimensions always do.
 
@@ -64,7 +69,7 @@ class Auto:
         rise again, and the search goes on from whatever is found there.
         """
         dim = self.study.full.dim
-        high = self._bisect(0, dim, self._start())
+        high = self._bisect(0, dim, needed(self.study))
         while True:
             below = self._below(high)
             names = self._leaders(high)
@@ -105,14 +110,6 @@ class Auto:
                       for at in sizes},
             "split": {"seed": options.seed, "chosen_on": chosen_on, "measured_on": rows, "apart": self.trial.apart},
         }  # fmt: skip
-
-    def _start(self) -> int:
-        """The usage rank of the table that needs most."""
-        tables = zip(self.study.full.levels, self.study.census.pooled, strict=True)
-        ranks = [
-            usage_rank(codes, n) for level, used in tables for codes, n in zip(level.codes.cpu(), used, strict=True)
-        ]
-        return max(1, math.ceil(max(ranks)))
 
     def _bisect(self, low: int, high: int, at: int | None = None) -> int:
         """A good size in (low, high] with a bad one, or `low`, right below; `high` is good."""

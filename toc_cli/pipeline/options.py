@@ -11,12 +11,14 @@ from typing import Any, Literal
 from toc_cli.errors import UsageError
 from toc_cli.io.families.base import Mode
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.ops.selection import parse_ratio
+from toc_cli.ops.selection import parse_keep, parse_ratio
 
 METRICS = ("euclidean", "cosine", "dot")
 MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
 EVALUATED_ROWS = 16384
 MOST_STEPS = 1000
+BUDGET = "budget"
+"""`keep` where --budget or --bytes decides."""
 AUTO = "auto"
 """`--criterion auto`: whichever keeps most."""
 
@@ -33,7 +35,12 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[[int], Non
 class Options:
     """The choices of one run; each field is a flag of `toc optimize`, recorded as given."""
 
-    keep: str = "0.5"
+    keep: str = ""
+    """A share, a count, or auto; "": half, or what `budget` or `bytes` leave."""
+    budget: int | None = None
+    """Dimensions that all codebooks keep together."""
+    bytes: int | None = None
+    """Bytes that the codes of all codebooks take together."""
     criterion: str = "toc"
     weights: tuple[float, float] = (0.7, 0.3)
     """(similarity, variance)."""
@@ -97,6 +104,7 @@ class Options:
                     f"--ratio does not go with --criterion {self.criterion}.",
                     "A rotation keeps its leading components; auto takes the best of each size.",
                 )
+        self._settle_size()
         if self.keep == "auto" and self.max_distortion is None and self.min_agreement is None:
             raise UsageError("--keep auto needs a bound.", "Give --max-distortion, --min-agreement or both.")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
@@ -120,6 +128,24 @@ class Options:
         if self.eval_rows is not None and self.eval_rows < 1:
             raise UsageError(f"--eval-rows {self.eval_rows} measures nothing.", "Use a count from 1, or all.")
 
+    def _settle_size(self) -> None:
+        """Give `keep` its word where nothing was said. UsageError where two flags say how much is kept."""
+        given = [flag for flag, value in (("--budget", self.budget), ("--bytes", self.bytes)) if value is not None]
+        if self.keep not in ("", BUDGET):
+            given.insert(0, "--keep")
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} both say how much is kept.", "Give one of them.")
+        for flag, value in (("--budget", self.budget), ("--bytes", self.bytes)):
+            if value is not None and value < 1:
+                raise UsageError(f"{flag} {value} keeps nothing.", "Use a number from 1.")
+        budgeted = self.budget is not None or self.bytes is not None
+        if not self.keep or (self.keep == BUDGET and not budgeted):
+            object.__setattr__(self, "keep", BUDGET if budgeted else "0.5")
+
+    def size(self, dim: int) -> int | None:
+        """D' of a codebook of `dim` dimensions; None where the features decide it. UsageError for a size that cannot be."""
+        return None if self.keep == BUDGET else parse_keep(self.keep, dim)
+
     @property
     def reading(self) -> dict[str, Any]:
         """What the user says of how the checkpoint is read: the arguments of `detect`."""
@@ -134,7 +160,7 @@ class Options:
     @property
     def searches(self) -> bool:
         """Whether something is chosen by what it does to the features: those of one part, to be measured on the other."""
-        return AUTO in (self.criterion, self.keep)
+        return AUTO in (self.criterion, self.keep) or self.bytes is not None
 
     def as_record(self) -> dict[str, Any]:
         """The options as the record keeps them: what changes a result, not where or how fast it was computed."""
@@ -169,7 +195,7 @@ def parse_weights(text: str) -> tuple[float, float]:
     return similarity, variance
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, flag: str = "--max-memory", least: int = 2**20) -> int:
     """`512MiB`, `1GiB`, `2g` or plain bytes. UsageError otherwise."""
     units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
     plain = text.strip().lower().removesuffix("ib").removesuffix("b")
@@ -177,9 +203,11 @@ def parse_bytes(text: str) -> int:
     try:
         size = int(float(number) * units[unit])
     except (ValueError, OverflowError):
-        raise UsageError(f"--max-memory {text!r} is not a size.", "Use a size such as 512MiB or 1GiB.") from None
-    if size < 2**20:
-        raise UsageError(f"--max-memory {text} is below 1 MiB.", "Use a size such as 512MiB or 1GiB.")
+        raise UsageError(f"{flag} {text!r} is not a size.", "Use a size such as 512MiB or 1GiB.") from None
+    if size < least:
+        raise UsageError(
+            f"{flag} {text} is below {'1 MiB' if least > 1 else '1 byte'}.", "Use a size such as 512MiB or 1GiB."
+        )
     return size
 
 

@@ -25,9 +25,9 @@ from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication
 from toc_cli.ops.linear import Array
 from toc_cli.ops.quantiser import Quantiser
-from toc_cli.ops.selection import parse_keep
 from toc_cli.pipeline.artefacts import as_artefact
 from toc_cli.pipeline.auto import Auto, candidates
+from toc_cli.pipeline.budget import by_bytes, by_rows
 from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.codes import code_warning, recode
@@ -37,7 +37,7 @@ from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, wr
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.ignored_labels import ignored_labels
 from toc_cli.pipeline.levels import cut_levels, level_warning, refuse_level_forms, refuse_levels
-from toc_cli.pipeline.options import Options, Progress, silent
+from toc_cli.pipeline.options import AUTO, BUDGET, Options, Progress, silent
 from toc_cli.pipeline.outcome import data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.preflight import (
@@ -119,10 +119,13 @@ class Plan:
         found = []
         for (study, choice), entry in zip(self.chosen, self.record["codebooks"], strict=True):
             if account := entry["auto"]:
-                split = account["split"]
+                split, who = (
+                    account["split"],
+                    "auto" if AUTO in (self.options.criterion, self.options.keep) else "--bytes",
+                )
                 where = "other units" if split["apart"] else "the same units"
                 found.append(
-                    f"{printable(study.source.book.shown, 120)}: auto took {account['criterion']} at {choice.count} of "
+                    f"{printable(study.source.book.shown, 120)}: {who} took {account['criterion']} at {choice.count} of "
                     f"{study.full.dim} dimensions on {split['chosen_on']:,} rows; all figures are of {split['measured_on']:,} rows "
                     f"of {where}."
                 )
@@ -292,7 +295,7 @@ def plan_optimization(
         studies = recode(studies)
     count_usage(studies)
     counted = time.perf_counter()
-    chosen, curves, accounts = _choices(studies)
+    chosen, curves, accounts, budget = _choices(studies)
     if outputs is not None:
         wanted = [
             Wanted(study.source, choice.count, choice.rotation is not None, options.recuts) for study, choice in chosen
@@ -328,6 +331,8 @@ def plan_optimization(
     unused = ignored_labels(opened, list(met.values()))
     warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unused, *unexplained(entries)]
     record = run_record(options, inputs, read, warnings, entries)
+    if budget is not None:
+        record["budget"] = budget
     record["checkpoint"] = printable(ckpt.path.name, 200)
     seconds = time.perf_counter() - started
     rows = sum(study.census.rows for study in studies)
@@ -340,10 +345,14 @@ def plan_optimization(
 
 def _choices(
     studies: Sequence[Study],
-) -> tuple[list[tuple[Study, Choice]], list[Curve], list[dict[str, Any] | None]]:
-    """Per codebook what is kept, the curve that measures it, and, where something was searched for, how it was found."""
+) -> tuple[list[tuple[Study, Choice]], list[Curve], list[dict[str, Any] | None], dict[str, Any] | None]:
+    """Per codebook what is kept, the curve that measures it, and, where something was searched for, how it was found; then how a
+    budget was spent."""
     options, dims = studies[0].options, [study.full.dim for study in studies]
-    fixed = [parse_keep(options.keep, dim) for dim in dims]
+    fixed, budget = [options.size(dim) for dim in dims], None
+    if options.budget is not None:
+        spent, budget = by_rows(studies, options.budget)
+        fixed = [*_together(studies, spent)]
     if not options.searches:
         curves = [Curve(study, part=None if options.refresh is None else 1) for study in studies]
         sizes = [size or dim for size, dim in zip(fixed, dims, strict=True)]
@@ -351,6 +360,9 @@ def _choices(
         accounts: list[dict[str, Any] | None] = [None for _ in studies]
     else:
         searches = [Auto(study, options.max_memory // 2 // len(studies)) for study in studies]
+        if options.bytes is not None:
+            spent, budget = by_bytes(studies, [search.figures for search in searches], options.bytes)
+            fixed = [*_together(studies, spent)]
         sizes = _together(studies, [size or search.smallest() for size, search in zip(fixed, searches, strict=True)])
         named = [search.best(size) for search, size in zip(searches, sizes, strict=True)]
         curves = [search.decided(size) for search, size in zip(searches, sizes, strict=True)]
@@ -362,16 +374,17 @@ def _choices(
         (curve.study, curve.choice(name, size, options.seed))
         for curve, name, size in zip(curves, named, sizes, strict=True)
     ]
-    return chosen, curves, accounts
+    return chosen, curves, accounts, budget
 
 
 def _together(studies: Sequence[Study], sizes: Sequence[int]) -> list[int]:
-    """The largest need among codebooks that must be cut to one size."""
-    words = [study.source.book.together for study in studies]
-    largest: dict[str, int] = {}
-    for word, size in zip(words, sizes, strict=True):
-        largest[word] = max(size, largest.get(word, 0))
-    return [largest[word] if word else size for word, size in zip(words, sizes, strict=True)]
+    """One size for codebooks that must be cut to one: the largest need among them, or the least that a budget left to any."""
+    options, words = studies[0].options, [study.source.book.together for study in studies]
+    agree = max if options.keep != BUDGET else min if "sliced" in options.emit else None
+    if agree is None:
+        return list(sizes)
+    members = {word: [size for other, size in zip(words, sizes, strict=True) if other == word] for word in words}
+    return [agree(members[word]) if word else size for word, size in zip(words, sizes, strict=True)]
 
 
 def _entry(curve: Curve, choice: Choice, plain: Choice | None = None) -> dict[str, Any]:

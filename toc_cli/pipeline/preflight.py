@@ -19,7 +19,7 @@ from toc_cli.io.features import Features
 from toc_cli.io.names import printable
 from toc_cli.ops.codes import parse_codes
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.ops.selection import parse_keep
+from toc_cli.pipeline.budget import refuse_budget
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import inexact_mean
 from toc_cli.pipeline.codes import refuse_codes
@@ -39,7 +39,7 @@ ANY_SIZE = 2**31
 
 def refuse_unseen(options: Options, named: Path | None, *, force: bool) -> None:
     """UsageError for what no checkpoint allows, before one is downloaded: sizes, the device, the name of `-o`."""
-    parse_keep(options.keep, ANY_SIZE)
+    options.size(ANY_SIZE)
     if options.sweep:
         parse_sweep(options.sweep, ANY_SIZE)
     if options.codes is not None:
@@ -85,7 +85,7 @@ def refuse_swapped(ckpt: Checkpoint, found: Sequence[Source], features: Features
 
 def refuse_options(source: Source, options: Options) -> None:
     """UsageError for what this codebook, whatever its features, rules out: a size, a criterion, a constant."""
-    parse_keep(options.keep, source.full.dim)
+    options.size(source.full.dim)
     if options.sweep:
         parse_sweep(options.sweep, source.full.dim)
     _refuse_criterion(source, options.criterion)
@@ -105,6 +105,8 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
     for study in studies:
         refuse_alone(study, study.options.criterion)
     refuse_what_does_not_fit(studies)
+    if studies[0].options.codes is None:
+        refuse_budget(studies)
     if outputs is None:
         return
     if any(study.options.lean for study in studies):
@@ -114,7 +116,7 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
     wanted = [
         Wanted(
             study.source,
-            parse_keep(study.options.keep, study.full.dim),
+            study.options.size(study.full.dim),
             _rotates(study),
             study.options.recuts,
         )

@@ -254,7 +254,9 @@ def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **cha
     )
     if options.get("criterion", "toc") != "toc":
         words.append(f"--criterion {_quoted(options['criterion'])}")
-    words.append(f"--keep {_quoted(options.get('keep', '0.5'))}")
+    spent = [name for name in ("budget", "bytes") if "keep" not in changes and options.get(name) is not None]
+    size = (spent[0], options[spent[0]]) if spent else ("keep", options.get("keep", "0.5"))
+    words.append(f"--{size[0]} {_quoted(size[1])}")
     if options.get("keep") == "auto":
         bounds = ("max_distortion", "min_agreement")
         words += [f"--{b.replace('_', '-')} {options[b]:g}" for b in bounds if options.get(b) is not None]

@@ -1,0 +1,123 @@
+"""`--budget` and `--bytes`: how many dimensions each codebook of a model keeps, of one budget for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from toc_cli.errors import UsageError
+from toc_cli.ops.budget import Points, by_gain, by_need
+from toc_cli.ops.geometry import usage_rank
+from toc_cli.pipeline.curve import Figures
+from toc_cli.pipeline.study import Study
+
+TRIED = 24
+"""Sizes at which each of several codebooks is measured."""
+
+Tried = Callable[[Sequence[int]], Sequence[Figures]]
+"""The figures of one codebook at several sizes, on the part of the units that is chosen on."""
+
+
+def needed(study: Study) -> int:
+    """The usage rank, rounded up, of the table that needs most."""
+    tables = zip(study.full.levels, study.census.pooled, strict=True)
+    ranks = [usage_rank(codes, n) for level, used in tables for codes, n in zip(level.codes.cpu(), used, strict=True)]
+    return min(study.full.dim, max(1, math.ceil(max(ranks))))
+
+
+def bytes_each(study: Study) -> int:
+    """Bytes of the codes for each dimension that is kept, over levels and heads."""
+    return sum(table.shape[0] * table.shape[1] * table.dtype.itemsize for table in study.source.parts.tables)
+
+
+def refuse_budget(studies: Sequence[Study]) -> None:
+    """UsageError for a budget that leaves a codebook without a dimension, or has more than there are."""
+    options, count = studies[0].options, len(studies)
+    if options.budget is not None:
+        most = sum(study.full.dim for study in studies)
+        if not count <= options.budget <= most:
+            books = "1 codebook has" if count == 1 else f"{count} codebooks have"
+            raise UsageError(f"--budget {options.budget}: {books} {most} dimensions.", f"Use {count} to {most}.")
+    if options.bytes is not None and options.bytes < (least := sum(map(bytes_each, studies))):
+        raise UsageError(
+            f"--bytes {options.bytes}: the codes take {least:,} bytes with one dimension of each codebook.",
+            f"Use at least {least}, or keep fewer codes or levels (--codes, --levels).",
+        )
+
+
+def by_rows(studies: Sequence[Study], budget: int) -> tuple[list[int], dict[str, Any]]:
+    """Sizes for `--budget`, and the record's `budget`: the codebook with most rows a unit (clip) first, each what it needs."""
+    rows = [_rows_per_unit(study) for study in studies]
+    order = sorted(range(len(studies)), key=lambda at: (-rows[at], at))
+    needs = [needed(study) for study in studies]
+    taken = dict(zip(order, by_need([needs[at] for at in order], budget), strict=True))
+    sizes = [taken[at] for at in range(len(studies))]
+    books = [
+        {"id": study.source.id, "kept": size, "needed": need, "rows_per_unit": each}
+        for study, size, need, each in zip(studies, sizes, needs, rows, strict=True)
+    ]
+    return sizes, {"of": "dimensions", "asked": budget, "taken": sum(sizes), "by": "usage_rank", "codebooks": books}
+
+
+def by_bytes(studies: Sequence[Study], tried: Sequence[Tried], budget: int) -> tuple[list[int], dict[str, Any]]:
+    """Sizes for `--bytes`, and the record's `budget`: the most that fits of a lone codebook; of several, the step that saves most
+    distortion for its bytes, again and again. Distortion is each codebook's excess over its own, row by row of the features."""
+    refuse_budget(studies)
+    each, dims = [bytes_each(study) for study in studies], [study.full.dim for study in studies]
+    spare = budget - sum(each)
+    grids = [_grid(min(dim, 1 + spare // cost)) for dim, cost in zip(dims, each, strict=True)]
+    by = "excess_distortion"
+    if len(studies) == 1:
+        sizes = [grids[0][-1]]
+    else:
+        found = [figures(grid) for figures, grid in zip(tried, grids, strict=True)]
+        if any(point["excess_distortion"] is None for points in found for point in points):
+            by = "token_agreement"
+        rows = [study.census.rows for study in studies]
+        curves = [
+            [(cost * size, share * _loss(point, by)) for size, point in zip(grid, points, strict=True)]
+            for grid, points, cost, share in zip(grids, found, each, rows, strict=True)
+        ]
+        sizes = [grid[at] for grid, at in zip(grids, by_gain(curves, budget), strict=True)]
+        sizes = _filled(sizes, curves, each, dims, budget)
+    taken = sum(size * cost for size, cost in zip(sizes, each, strict=True))
+    books = [
+        {"id": study.source.id, "kept": size, "bytes": size * cost}
+        for study, size, cost in zip(studies, sizes, each, strict=True)
+    ]
+    return sizes, {"of": "bytes", "asked": budget, "taken": taken, "by": by, "codebooks": books}
+
+
+def _filled(
+    sizes: Sequence[int], curves: Sequence[Points], each: Sequence[int], dims: Sequence[int], budget: int
+) -> list[int]:
+    """Sizes with what is left below a measured step handed out, dimension by dimension, to the codebook that loses most."""
+    filled = list(sizes)
+    lost = [next(loss for cost, loss in curve if cost == each[at] * sizes[at]) for at, curve in enumerate(curves)]
+    for at in sorted(range(len(filled)), key=lambda at: (-lost[at], at)):
+        left = budget - sum(size * cost for size, cost in zip(filled, each, strict=True))
+        filled[at] = min(dims[at], filled[at] + left // each[at])
+    return filled
+
+
+def _loss(point: Figures, by: str) -> float:
+    value = point[by]
+    assert value is not None
+    return value if by == "excess_distortion" else 1 - value
+
+
+def _grid(most: int) -> list[int]:
+    """1 … most: all sizes, or TRIED of them, closer together where they are small."""
+    if most <= TRIED:
+        return list(range(1, most + 1))
+    return sorted({round(size) for size in np.geomspace(1, most, TRIED)})
+
+
+def _rows_per_unit(study: Study) -> float:
+    """Rows of a clip (a file, an utterance), over all modalities; plain rows are a unit each."""
+    streams = [fit.dataset for fit in study.fits]
+    units = [stream.rows if stream.bounds is None else stream.units_in([(0, stream.rows)]) for stream in streams]
+    return sum(stream.rows for stream in streams) / sum(units)
