@@ -77,14 +77,23 @@ def test_the_artefact_gives_the_first_tokens(tmp_path: Path) -> None:
     assert np.array_equal(found, full.tokens(x)[:, :2, 0].numpy())
 
 
-def test_the_record_says_what_every_level_is_worth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [True, False])
+def test_the_record_says_what_every_level_is_worth(cut: bool, tmp_path: Path) -> None:
     """Against plain sums over the rows."""
     folder, ((_, full),), x = prepared("encodec", tmp_path)
-    record = optimize(tmp_path, "--levels", 1, "--report", "page.html")
+    record = optimize(tmp_path, *(("--levels", 1) if cut else ()), "--report", "page.html")
     (entry,) = record["codebooks"]
-    assert any(warning["id"] == "levels" and "1 of 3 levels stay" in warning["text"] for warning in record["warnings"])
-    assert "What each level is worth" in (tmp_path / "page.html").read_text()
-    assert (entry["levels"], entry["levels_cut"]["before"], entry["levels_cut"]["after"]) == (1, len(full.levels), 1)
+    told = [warning["text"] for warning in record["warnings"] if warning["id"] == "levels"]
+    assert [("1 of 3 levels stay" in text) for text in told] == [True] * cut
+    page = (tmp_path / "page.html").read_text()
+    assert "What each level is worth" in page
+    assert ("1 (kept)" in page) == cut
+    stay = 1 if cut else len(full.levels)
+    assert (entry["levels"], entry["levels_cut"]["before"], entry["levels_cut"]["after"]) == (
+        stay,
+        len(full.levels),
+        stay,
+    )
     config = json.loads((folder / "config.json").read_text())
     rate = config["sampling_rate"] / math.prod(config["upsampling_ratios"])
     tokens, target = full.tokens(x), full.target(x)
@@ -95,6 +104,7 @@ def test_the_record_says_what_every_level_is_worth(tmp_path: Path) -> None:
         assert point["levels"] == at + 1
         assert point["distortion"] == pytest.approx(error, rel=1e-6)
         assert point["snr_db"] == pytest.approx(10 * math.log10(power / error), abs=1e-4)
+        assert point["tokens_per_row"] == at + 1
         assert point["bits_per_row"] == pytest.approx((at + 1) * math.log2(full.levels[0].codes.shape[1]))
         assert point["bits_per_second"] == pytest.approx(point["bits_per_row"] * rate)
 

@@ -18,7 +18,7 @@ from toc_cli.io.families.emit import MODES
 from toc_cli.io.names import printable
 from toc_cli.ops.metrics import measure, stack
 from toc_cli.pipeline.curve import number
-from toc_cli.pipeline.sample import Sample, measure_forms, shift_of
+from toc_cli.pipeline.sample import Measured, Sample, measure_forms, shift_of
 from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
 
@@ -66,7 +66,7 @@ def cut_levels(ckpt: Checkpoint, study: Study) -> Study:
         parts=family.first_parts(source.parts, count),
         full=full,
         whole=source,
-        about_levels=_worth(ckpt, study),
+        about_levels=worth(ckpt, study, _measured(study), count),
     )
     return replace(study, source=cut)
 
@@ -86,10 +86,16 @@ def level_warning(source: Source) -> dict[str, Any]:
     return {"id": "levels", "codebook": source.id, "text": text}
 
 
-def _worth(ckpt: Checkpoint, study: Study) -> dict[str, Any]:
-    """The record's `levels_cut`: distortion, signal to noise and bits after 1 … L levels, on the sample."""
-    source, shift = study.source, shift_of(study)
-    runs = [measure_forms(Sample(study, fit, shift), {}, ()) for fit in study.fits]
+def _measured(study: Study) -> list[Measured]:
+    """What all dimensions do on the sample of each modality."""
+    shift = shift_of(study)
+    return [measure_forms(Sample(study, fit, shift), {}, ()) for fit in study.fits]
+
+
+def worth(ckpt: Checkpoint, study: Study, runs: Sequence[Measured], kept: int) -> dict[str, Any]:
+    """The record's `levels_cut`: distortion, signal to noise, tokens and bits after 1 … L levels with all dimensions, on the sample,
+    of which `kept` levels stay."""
+    source = study.source
     sums = stack([run.sums["full"] for run in runs])
     spreads = [run.spread for run in runs if run.spread is not None]
     spread = stack(spreads) if len(spreads) == len(runs) else None
@@ -102,12 +108,13 @@ def _worth(ckpt: Checkpoint, study: Study) -> dict[str, Any]:
             "levels": at + 1,
             "distortion": number(found["distortion"][0]),
             "snr_db": number(found["snr_db"][0]) if "snr_db" in found else None,
+            "tokens_per_row": source.full.heads * (at + 1),
             "bits_per_row": bits,
             "bits_per_second": None if rate is None else bits * rate,
         })  # fmt: skip
     return {
         "before": len(source.full.levels),
-        "after": study.options.levels,
+        "after": kept,
         "evaluated": sum(run.rows for run in runs),
         "curve": curve,
     }

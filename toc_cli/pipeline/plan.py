@@ -36,7 +36,7 @@ from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
 from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, write_checkpoint
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.ignored_labels import ignored_labels
-from toc_cli.pipeline.levels import cut_levels, level_warning, refuse_level_forms, refuse_levels
+from toc_cli.pipeline.levels import cut_levels, level_warning, refuse_level_forms, refuse_levels, worth
 from toc_cli.pipeline.options import AUTO, BUDGET, Options, Progress, silent
 from toc_cli.pipeline.outcome import data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
@@ -306,7 +306,7 @@ def plan_optimization(
         plain = [choice for _, choice in chosen]
         chosen = [refreshed(curve, choice) for curve, (_, choice) in zip(curves, chosen, strict=True)]
     entries = [
-        {**_entry(curve, choice, before), "forms": forms_of(ckpt, study.source, choice), "auto": account, **known}
+        {**_entry(ckpt, curve, choice, before), "forms": forms_of(ckpt, study.source, choice), "auto": account, **known}
         for curve, (study, choice), before, account, known in zip(
             curves, chosen, plain, accounts, reading.evidence, strict=True
         )
@@ -317,8 +317,6 @@ def plan_optimization(
     for (study, _), entry in zip(chosen, entries, strict=True):
         if study.source.refreshed is not None:
             entry["refresh"] |= study.source.refreshed.about
-        if study.source.about_levels is not None:
-            entry["levels_cut"] = dict(study.source.about_levels)
     inputs = inputs_of(ranks.gather(hashes.result()), opened)
     ckpt.refuse_changes()
     opened.refuse_changes()
@@ -387,7 +385,7 @@ def _together(studies: Sequence[Study], sizes: Sequence[int]) -> list[int]:
     return [agree(members[word]) if word else size for word, size in zip(words, sizes, strict=True)]
 
 
-def _entry(curve: Curve, choice: Choice, plain: Choice | None = None) -> dict[str, Any]:
+def _entry(ckpt: Checkpoint, curve: Curve, choice: Choice, plain: Choice | None = None) -> dict[str, Any]:
     """Measure the choice against the baselines, and the sweep, in one pass, and describe it; `plain` is it before `--refresh`."""
     study, options = curve.study, curve.study.options
     wanted = {CHOSEN: choice} if plain is None else {CHOSEN: choice, PLAIN: plain}
@@ -398,7 +396,11 @@ def _entry(curve: Curve, choice: Choice, plain: Choice | None = None) -> dict[st
     points = curve.swept(counts)
     runs = curve.measure(wanted | curve.choices(points), keep=("full", CHOSEN))
     more = {} if plain is None else {"refresh": {"before": curve.of(runs, PLAIN), "after": curve.of(runs, CHOSEN)}}
+    levels = study.source.about_levels
+    if levels is None and study.full.residual:
+        levels = worth(ckpt, study, list(runs.values()), len(study.full.levels))
     return BookRecord(study, choice, runs).build(
+        **({} if levels is None else {"levels_cut": dict(levels)}),
         **more,
         sweep=curve.sweep(counts, curve.pooled(runs, points)) if options.sweep else None,
         stability=stability_of(study, choice),

@@ -170,10 +170,10 @@ def _book(report: Report, run: RunReport, subject: Subject, index: int, drawn: b
 
 
 def _worth(book: dict[str, Any]) -> list[list[str]]:
-    """What the levels are worth, where some were cut: levels, distortion, signal to noise, bits."""
+    """What the levels of a residual codebook are worth: levels, distortion, signal to noise, bits."""
     return [
         [
-            f"{point['levels']}{' (kept)' if point['levels'] == book['levels_cut']['after'] else ''}",
+            f"{point['levels']}{' (kept)' if point['levels'] == book['levels_cut']['after'] < book['levels_cut']['before'] else ''}",
             number(point["distortion"], METRICS["distortion"].unit),
             number(point["snr_db"], METRICS["snr_db"].unit),
             f"{point['bits_per_row']:,.4g}",
