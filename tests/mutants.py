@@ -41,7 +41,7 @@ ROOMS = {
     "ops/stability.py": ("ops/test_geometry.py", "ops/test_criteria.py"),
     "ops/bootstrap.py": ("ops/test_metrics.py", "ops/test_chance.py"),
     "ops/metrics.py": ("ops/test_metrics.py",),
-    "ops/usage.py": ("ops/test_metrics.py",),
+    "ops/usage.py": ("ops/test_metrics.py", "pipeline/test_tokens.py"),
     "ops/probe.py": ("ops/test_metrics.py",),
     "ops/figures.py": ("ops/test_figures.py",),
     "ops/quantiser.py": ("ops/test_quantiser.py", "ops/test_metrics.py"),

@@ -90,8 +90,10 @@ def test_any_split_of_the_stream_is_one_shot(x, data):
 def test_pair_and_cross_moments_are_the_covariance(rows, seed, data):
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((2, rows, 3))
-    cut = data.draw(st.integers(0, rows))
-    halves = [(a[s], b[s]) for s in (slice(cut), slice(cut, None)) if len(a[s])]
+    a += 3 * rng.standard_normal(3)
+    first, second = sorted((data.draw(st.integers(0, rows)), data.draw(st.integers(0, rows))))
+    parts = (slice(first), slice(first, second), slice(second, None))
+    halves = [(a[s], b[s]) for s in parts if len(a[s])]
     cross = blocks.total([moments.cross_moments(*half) for half in halves], moments.merge_cross)
     pairs = blocks.total([moments.pair_moments(*half) for half in halves], moments.merge_pairs)
     expected = (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / rows
@@ -104,7 +106,7 @@ def test_pair_and_cross_moments_are_the_covariance(rows, seed, data):
 
 def test_moments_of_many_modalities_are_those_of_their_pairs():
     sides = np.random.default_rng(0).standard_normal((4, 50, 3)) + np.arange(4)[:, None, None]
-    halves = [sides[:, :20], sides[:, 20:]]
+    halves = [sides[:, :20], sides[:, 20:31], sides[:, 31:]]
     cross = blocks.total([moments.cross_moments(*half) for half in halves], moments.merge_cross)
     pairs = blocks.total([moments.pair_moments(*half) for half in halves], moments.merge_pairs)
     alone = [(a, b) for at, a in enumerate(sides) for b in sides[at + 1 :]]
@@ -326,6 +328,8 @@ def test_keep_that_cannot_be_meant(text):
 
 def test_ratio():
     assert selection.parse_ratio("3:1") == (3, 1)
+    assert selection.parse_ratio("3:0") == (3, 0)
+    assert selection.parse_ratio("0:2") == (0, 2)
     for text in ("0:0", "3", "a:b", "-1:2", "1:2:3", ""):
         with pytest.raises(UsageError, match="--ratio"):
             selection.parse_ratio(text)
