@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import library_models as models
 from cli import toc
 from toc_cli.pipeline.curve import Curve
 from toc_cli.pipeline.options import Options
@@ -162,3 +164,21 @@ def test_the_command_line_puts_the_settings_aside(tmp_path: Path) -> None:
     (tmp_path / "toc.toml").write_text('[tool.toc.optimize]\nbytes = "1KiB"\n')
     assert kept(optimize(tmp_path, "--keep", "3")) == {"fine": 3, "coarse": 3}
     assert optimize(tmp_path)["budget"]["asked"] == 1024
+
+
+def test_codebooks_that_must_be_cut_to_one_size_stay_within_the_budget(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    models.save(models.mimi(), tmp_path / "model")
+    width = models.mimi().config.hidden_size
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).standard_normal((400, width)).astype(np.float32))
+    given = ("optimize", "model", "--features", "x.npy", "-o", "m.toc.safetensors", "--emit", "sliced")
+    done = toc(*given, "--budget", 11, cwd=tmp_path)
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "m.toc.json").read_text())
+    sizes = [book["kept_dim"] for book in record["codebooks"]]
+    assert len(sizes) == 2
+    assert len(set(sizes)) == 1
+    assert sum(sizes) == 10
+    assert record["budget"]["taken"] == sum(sizes)
+    assert [book["kept"] for book in record["budget"]["codebooks"]] == sizes

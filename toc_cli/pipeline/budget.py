@@ -54,7 +54,7 @@ def by_rows(studies: Sequence[Study], budget: int) -> tuple[list[int], dict[str,
     order = sorted(range(len(studies)), key=lambda at: (-rows[at], at))
     needs = [needed(study) for study in studies]
     taken = dict(zip(order, by_need([needs[at] for at in order], budget), strict=True))
-    sizes = [taken[at] for at in range(len(studies))]
+    sizes = evened(studies, [taken[at] for at in range(len(studies))], [1] * len(studies))
     books = [
         {"id": study.source.id, "kept": size, "needed": need, "rows_per_unit": each}
         for study, size, need, each in zip(studies, sizes, needs, rows, strict=True)
@@ -83,12 +83,25 @@ def by_bytes(studies: Sequence[Study], tried: Sequence[Tried], budget: int) -> t
         ]
         sizes = [grid[at] for grid, at in zip(grids, by_gain(curves, budget), strict=True)]
         sizes = _filled(sizes, curves, each, dims, budget)
+    sizes = evened(studies, sizes, each)
     taken = sum(size * cost for size, cost in zip(sizes, each, strict=True))
     books = [
         {"id": study.source.id, "kept": size, "bytes": size * cost}
         for study, size, cost in zip(studies, sizes, each, strict=True)
     ]
     return sizes, {"of": "bytes", "asked": budget, "taken": taken, "by": by, "codebooks": books}
+
+
+def evened(studies: Sequence[Study], sizes: Sequence[int], each: Sequence[int]) -> list[int]:
+    """Sizes with one for all codebooks that the sliced form cuts to one: what they take together, shared out by cost."""
+    same = list(sizes)
+    words = [study.source.book.together if "sliced" in study.options.emit else "" for study in studies]
+    for word in {word for word in words if word}:
+        places = [at for at, other in enumerate(words) if other == word]
+        most = min(studies[at].full.dim for at in places)
+        one = sum(sizes[at] * each[at] for at in places) // sum(each[at] for at in places)
+        same = [min(one, most) if at in places else size for at, size in enumerate(same)]
+    return same
 
 
 def _filled(

@@ -37,7 +37,7 @@ from toc_cli.pipeline.emission import edits_for, forms_of, verify_in_library, wr
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.ignored_labels import ignored_labels
 from toc_cli.pipeline.levels import cut_levels, level_warning, refuse_level_forms, refuse_levels, worth
-from toc_cli.pipeline.options import AUTO, BUDGET, Options, Progress, silent
+from toc_cli.pipeline.options import AUTO, Options, Progress, silent
 from toc_cli.pipeline.outcome import data_sample, outcome
 from toc_cli.pipeline.outputs import Outputs
 from toc_cli.pipeline.preflight import (
@@ -350,7 +350,7 @@ def _choices(
     fixed, budget = [options.size(dim) for dim in dims], None
     if options.budget is not None:
         spent, budget = by_rows(studies, options.budget)
-        fixed = [*_together(studies, spent)]
+        fixed = [*spent]
     if not options.searches:
         curves = [Curve(study, part=None if options.refresh is None else 1) for study in studies]
         sizes = [size or dim for size, dim in zip(fixed, dims, strict=True)]
@@ -360,8 +360,10 @@ def _choices(
         searches = [Auto(study, options.max_memory // 2 // len(studies)) for study in studies]
         if options.bytes is not None:
             spent, budget = by_bytes(studies, [search.figures for search in searches], options.bytes)
-            fixed = [*_together(studies, spent)]
-        sizes = _together(studies, [size or search.smallest() for size, search in zip(fixed, searches, strict=True)])
+            fixed = [*spent]
+        sizes = [size or search.smallest() for size, search in zip(fixed, searches, strict=True)]
+        if budget is None:
+            sizes = _together(studies, sizes)
         named = [search.best(size) for search, size in zip(searches, sizes, strict=True)]
         curves = [search.decided(size) for search, size in zip(searches, sizes, strict=True)]
         accounts = [
@@ -376,13 +378,12 @@ def _choices(
 
 
 def _together(studies: Sequence[Study], sizes: Sequence[int]) -> list[int]:
-    """One size for codebooks that must be cut to one: the largest need among them, or the least that a budget left to any."""
-    options, words = studies[0].options, [study.source.book.together for study in studies]
-    agree = max if options.keep != BUDGET else min if "sliced" in options.emit else None
-    if agree is None:
-        return list(sizes)
-    members = {word: [size for other, size in zip(words, sizes, strict=True) if other == word] for word in words}
-    return [agree(members[word]) if word else size for word, size in zip(words, sizes, strict=True)]
+    """The largest need among codebooks that must be cut to one size."""
+    words = [study.source.book.together for study in studies]
+    largest: dict[str, int] = {}
+    for word, size in zip(words, sizes, strict=True):
+        largest[word] = max(size, largest.get(word, 0))
+    return [largest[word] if word else size for word, size in zip(words, sizes, strict=True)]
 
 
 def _entry(ckpt: Checkpoint, curve: Curve, choice: Choice, plain: Choice | None = None) -> dict[str, Any]:
