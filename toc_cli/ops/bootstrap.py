@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from toc_cli.ops.linear import Array, float64, matmul
 
@@ -60,7 +60,7 @@ def interval(
     moved = values if centre is None else values + (centre - values.mean())
     tail = (1 - LEVEL) / 2
     if blocks is not None:
-        tail = float(stats.norm.cdf(np.sqrt(blocks / (blocks - 1)) * stats.t.ppf(tail, blocks - 1)))
+        tail = float(special.ndtr(np.sqrt(blocks / (blocks - 1)) * special.stdtrit(blocks - 1, tail)))
     low, high = np.quantile(moved, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
 
 from toc_cli.ops.linear import Array, eigh, float64, matmul, unit_rows
 
@@ -128,6 +127,8 @@ def _clustered(unit: np.ndarray) -> np.ndarray:
     if len(unit) < 3:
         return np.arange(len(unit))
     distance = (1.0 - matmul(unit, unit.T)).clip(min=0)
+    from scipy.cluster.hierarchy import leaves_list, linkage  # a fifth of a second that only drawing needs
+
     return leaves_list(linkage(distance[np.triu_indices(len(unit), 1)], method="average", optimal_ordering=True))
 
 

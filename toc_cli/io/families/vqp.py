@@ -153,7 +153,7 @@ def _relied(module: Module) -> Iterator[Relied]:
             for name in affine:
                 if name not in section:
                     raise InputError(f"{printable(name)} is not in the file, though others of its affine form are.")
-                yield Relied(section.key(name), (section.shape(name)[0] if section.shape(name) else 1, 1, dim))
+                yield Relied(section.key(name), (tables if section.shape(name)[:1] == (tables,) else 1, 1, dim))
     inner = dim if module.groups > 1 else module.heads * dim
     outer = (module.outer_width or inner) // module.groups
     for group in range(module.groups):

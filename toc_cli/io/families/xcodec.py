@@ -22,7 +22,7 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 
 
 def _codebook(ckpt: Checkpoint, part: Section, root: str, names: list[str]) -> Codebook:
-    dim = part.sizes(names[0], "K D")[1]
+    dim, *_ = (part.sizes(name, "K D")[1] for name in names)
     sites, twins = table_sites(part, names)
     readers = [layer for layer in (root + "fc1", root + "fc2") if shape(part, layer)[1:] == (dim,)]
     before = root + "fc" if shape(part, root + "fc")[:1] == (dim,) else None
