@@ -71,6 +71,26 @@ def test_several_modules_outputs_and_dtypes(model: Model, tmp_path: Path) -> Non
         assert all(any(np.array_equal(row, code) for code in codes) for row in inputs["after"][()])
 
 
+def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
+    """1 + 2**-11 + 2**-40 lies just above the middle of two halves; float32 on the way makes it the middle, which goes down."""
+    x = torch.tensor([[1 + 2**-11 + 2**-40, 1 + 2**-11, -(1 + 2**-11 + 2**-40)]], dtype=torch.float64)
+    module = nn.Identity()
+    with capture(module, tmp_path / "x.h5", dtype="float16"):
+        module(x)
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert file["features"][()].tolist() == [[1 + 2**-10, 1.0, -(1 + 2**-10)]]
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
+    module = nn.Identity()
+    with (
+        pytest.raises(InputError, match="reaches 1e\\+05, which float16 cannot hold"),
+        capture(module, tmp_path / "x.h5", dtype="float16"),
+    ):
+        module(torch.tensor([[1.0, 1e5]]))
+    assert not list(tmp_path.iterdir())
+
+
 def test_half_precision_is_recorded_exactly(tmp_path: Path) -> None:
     module, x = nn.Identity(), torch.randn(4, 8, dtype=torch.bfloat16)
     with capture(module, tmp_path / "x.h5"):

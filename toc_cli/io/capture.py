@@ -58,9 +58,19 @@ class Recorder:
         if self._channel_axis is not None:
             value = value.movedim(self._channel_axis, -1).flatten(0, -2)
             self.axes[name] = 1
-        self._append(
-            name, value.to(torch.float64 if self._dtype.itemsize == 8 else torch.float32).cpu().numpy(), self._dtype
-        )
+        self._append(name, self._rounded(name, value), self._dtype)
+
+    def _rounded(self, name: str, value: torch.Tensor) -> np.ndarray:
+        """The values in the file's type, rounded once: float64 must not pass through float32, and old HDF5 rounds on its own."""
+        exact = value if value.dtype == torch.float64 else value.to(torch.float32)  # numpy has no bfloat16
+        try:
+            with np.errstate(over="raise"):
+                return exact.cpu().numpy().astype(self._dtype, copy=False)
+        except FloatingPointError:
+            raise InputError(
+                f"{printable(name)} reaches {float(exact.abs().max()):.3g}, which {self._dtype} cannot hold.",
+                "Record it with dtype='float32' or 'float64'.",
+            ) from None
 
     def add_tokens(self, name: str, returned: object, module: torch.nn.Module, method: str, asked: bool) -> None:
         """Append the model's own choice for the last batch of `name` to `name.tokens`. InputError where tokens were asked for and
