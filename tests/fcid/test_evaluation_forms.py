@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from toc_cli.errors import InputError, UsageError
-from toc_cli.fcid.evaluation.census import Census
+from toc_cli.fcid.evaluation.census import Scored
 from toc_cli.fcid.evaluation.forms import Variant, cut, full, variants
 from toc_cli.ops.quantiser import quantiser
 
 K, D, N = 12, 8, 300
 
 
-def census(pairs: bool = True) -> Census:
+def census(pairs: bool = True) -> Scored:
     """Random codes, and two modalities whose first two dimensions agree."""
     rng = np.random.default_rng(0)
     codes = torch.tensor(rng.normal(size=(K, D)) * np.linspace(2, 0.2, D), dtype=torch.float32)
@@ -22,7 +22,7 @@ def census(pairs: bool = True) -> Census:
     b = rng.normal(size=(N, D))
     b[:, :2] = a[:, :2] + 0.1 * rng.normal(size=(N, 2))
     rows = [torch.tensor(x, dtype=torch.float32) for x in (a, b)]
-    return Census(quantiser([codes[None]]), rows, [(rows[0], rows[1])] if pairs else [])
+    return Scored(quantiser([codes[None]]), rows, [(rows[0], rows[1])] if pairs else [])
 
 
 def nearest(x: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from fcid.labelled_clips import labelled_clips
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.data import open_split
 from toc_cli.fcid.evaluation.figures import summary
-from toc_cli.fcid.evaluation.retrieval import cosines, figures, groups_of, rank, search
+from toc_cli.fcid.evaluation.retrieval import cosines, groups_of, rank, rank_figures, search
 
 
 def average_precision(right: list[bool]) -> float:
@@ -72,7 +72,7 @@ def test_equal_codes_tie_to_the_last_bit() -> None:
 
 def test_perfect_reversed_and_collapsed_vectors() -> None:
     x = torch.eye(8)
-    perfect = {name: f.values()[0, 0] for name, f in figures([search(x, x, np.arange(8))]).items()}
+    perfect = {name: f.values()[0, 0] for name, f in rank_figures([search(x, x, np.arange(8))]).items()}
     assert perfect == {"r1": 1, "r5": 1, "r10": 1, "median_rank": 1, "map": 1}
     collapsed = search(torch.ones(8, 3), torch.ones(8, 3), np.arange(8))
     assert (collapsed.first == 4.5).all()  # one code for all clips: chance, and no luck from the order on disk
@@ -89,7 +89,7 @@ def test_long_galleries_are_searched_in_parts() -> None:
     whole = rank(cosines(a, b), groups[:, None] == groups[None])
     assert (found.first == whole.first).all()
     assert (found.precision == whole.precision).all()
-    assert summary(figures([found])["map"], clips=300)["ci95"][0] > 0.05
+    assert summary(rank_figures([found])["map"], clips=300)["ci95"][0] > 0.05
 
 
 def test_what_counts_as_found(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fcid.clips import SPECS, clips, small_model
 from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.aligner import Pair, StepLosses
 from toc_cli.fcid.batch import Batch
-from toc_cli.fcid.codebook import Codebook
+from toc_cli.fcid.codebook import EmaCodebook
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import (
     CodebookConfig,
@@ -97,9 +97,9 @@ def test_a_weight_of_zero_leaves_the_term_and_its_parameters_out() -> None:
 # -- codebook ---------------------------------------------------------------------------------------------------------
 
 
-def trained(config: CodebookConfig, x: dict[str, Tensor], steps: int) -> Codebook:
+def trained(config: CodebookConfig, x: dict[str, Tensor], steps: int) -> EmaCodebook:
     torch.manual_seed(0)
-    table = Codebook(config, 6, 3).double()
+    table = EmaCodebook(config, 6, 3).double()
     masks = dict.fromkeys(x)
     for number in range(steps):
         table.start(x, masks, Draws.of_step(0, number), Comm(4))
@@ -122,7 +122,7 @@ def test_init_uniform_explodes_and_features_does_not() -> None:
 
 def test_init_features_takes_rows_of_the_first_batch() -> None:
     config = dataclasses.replace(corrected().codebook, jitter=0.0)
-    table = Codebook(config, 4, 3).double()
+    table = EmaCodebook(config, 4, 3).double()
     x = {"video": torch.randn(4, 1, 3, dtype=torch.float64), "audio": torch.randn(4, 1, 3, dtype=torch.float64)}
     table.start(x, dict.fromkeys(x), Draws.of_step(0, 0), Comm(4))
     whole = torch.cat([r.flatten(0, 1) for r in x.values()])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fcid.golden_case import Case, RecordedDraws, cases, close
-from toc_cli.fcid.codebook import Codebook, equal_clips, perplexity
+from toc_cli.fcid.codebook import EmaCodebook, equal_clips, perplexity
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import published
 from toc_cli.fcid.convert import BUFFERS, our_layout, our_name
@@ -41,7 +41,7 @@ def test_codebook(golden_dir: Path, pattern: str) -> None:
     for case in cases(golden_dir, pattern):
         config = published("uniform" if case.json["tree"] == "dcid" else "fine-coarse").codebook
         size, width = case["state0.embedding"].shape
-        table = Codebook(config, size, width).double()
+        table = EmaCodebook(config, size, width).double()
         table.load_state_dict(
             {ours: case[f"state0.{theirs}"] for theirs, ours in BUFFERS.items()} | {"started": torch.tensor(True)}
         )
@@ -52,7 +52,7 @@ def test_codebook(golden_dir: Path, pattern: str) -> None:
         assert step > 1
 
 
-def codebook_step(case: Case, table: Codebook, step: int) -> None:
+def codebook_step(case: Case, table: EmaCodebook, step: int) -> None:
     what = f"{case.name} step {step}"
     table.train(bool(case.scalar(f"step{step}.training")))
     x = {name: case[f"step{step}.in.{name}"].requires_grad_() for name in MODALITIES}

@@ -38,7 +38,7 @@ def population(codes: np.ndarray, clips: int, rows: int, generator: np.random.Ge
         yield (heard + own + noise).astype(np.float32)
 
 
-def figures(checkpoint: Path, arrays: Mapping[str, np.ndarray], eval_rows: int | None, seed: int) -> dict[str, Any]:
+def measured(checkpoint: Path, arrays: Mapping[str, np.ndarray], eval_rows: int | None, seed: int) -> dict[str, Any]:
     """The codebook's entry of the record of one run."""
     options = Options(keep="0.5", metric="euclidean", eval_rows=eval_rows, seed=seed)
     return plan_optimization(checkpoint, open_features(arrays), options).metrics[0]
@@ -53,7 +53,7 @@ class Replication:
         self._checkpoint = folder / "codes.safetensors"
         save_file({"quantize.embedding.weight": torch.from_numpy(self._codes)}, self._checkpoint)
         large = next(population(self._codes, true_rows, 1, np.random.default_rng(1)))
-        self.truth: dict[str, float] = figures(self._checkpoint, {"x": large}, None, 0)["after"]
+        self.truth: dict[str, float] = measured(self._checkpoint, {"x": large}, None, 0)["after"]
 
     def coverage(self, unit: int, modalities: int, replicates: int) -> dict[str, Any]:
         """How often the intervals of the pruned form held the truth, clips having `unit` rows."""
@@ -62,7 +62,7 @@ class Replication:
         for at in range(replicates):
             drawn = population(self._codes, self._rows // unit, unit, np.random.default_rng([2, unit, modalities, at]))
             arrays = {f"m{index}": next(drawn) for index in range(modalities)}
-            entry = figures(self._checkpoint, arrays, self._rows // 2, at)
+            entry = measured(self._checkpoint, arrays, self._rows // 2, at)
             for name in FIGURES:
                 low, high = entry["ci95"]["after"][name]
                 held[name] += low <= self.truth[name] <= high

@@ -44,7 +44,9 @@ class TrainingView:
                 epoch=report.epoch + 1,
                 rate=self._rate(report),
             )
-            self.live.update(Group(self.bar, figures({"loss": report.loss, **report.terms}), figures(report.stats)))
+            self.live.update(
+                Group(self.bar, values_table({"loss": report.loss, **report.terms}), values_table(report.stats))
+            )
 
     def on_validation(self, record: dict[str, Any]) -> None:
         codes = {name: value for name, value in (self.last.stats if self.last else {}).items() if "codes" in name}
@@ -58,7 +60,7 @@ class TrainingView:
         return f"{rate:,.0f} clips/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
 
 
-def figures(values: dict[str, float], across: int = 3) -> Table:
+def values_table(values: dict[str, float], across: int = 3) -> Table:
     """Named numbers, `across` beside each other."""
     table = Table.grid(padding=(0, 1))
     for _ in range(across):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from toc_cli.errors import InputError
 from toc_cli.fcid.batch import Batch
-from toc_cli.fcid.codebook import Codebook, Quantised, equal_clips, perplexity
+from toc_cli.fcid.codebook import EmaCodebook, Quantised, equal_clips, perplexity
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import ModalitySpec, ModelConfig, ReadOut
 from toc_cli.fcid.draws import Draws
@@ -219,9 +219,9 @@ class Aligner(nn.Module, ABC, Generic[Features]):
 
     # -- quantisation -----------------------------------------------------------------------------------------------
 
-    def table(self, level: str) -> Codebook:
+    def table(self, level: str) -> EmaCodebook:
         """The codebook of a level."""
-        return cast(Codebook, self.codebook[level])
+        return cast(EmaCodebook, self.codebook[level])
 
     def quantise(
         self, level: str, x: dict[str, Tensor], masks: Masks, draws: Draws, comm: Comm, match: bool

@@ -33,7 +33,7 @@ class Quantised:
     """Per modality (B, K), the soft use of codes, mean over seconds."""
 
 
-class Codebook(nn.Module):
+class EmaCodebook(nn.Module):
     """(K, D) codes in buffers: `embedding`, its EMA twins `ema_weight` and `ema_count`, and each code's `age`."""
 
     embedding: Tensor

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toc_cli.errors import InputError
 from toc_cli.fcid.aligner import Aligner, Encoded, Pair, Term, mi_nets
 from toc_cli.fcid.batch import Batch
-from toc_cli.fcid.codebook import Codebook, Quantised
+from toc_cli.fcid.codebook import EmaCodebook, Quantised
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import ModalitySpec, ModelConfig
 from toc_cli.fcid.decoder import FCIDDecoder
@@ -67,9 +67,9 @@ class FCID(Aligner[FCIDFeatures]):
         clip = {name: config.width for name in (*config.coarse, "clip")}
         self.mi = mi_nets(config, own | clip if weights.club else {})
         size = config.codebook.size
-        levels = {"coarse": Codebook(config.codebook, size, config.width)}
+        levels = {"coarse": EmaCodebook(config.codebook, size, config.width)}
         if config.fine_codebook:
-            levels["fine"] = Codebook(config.codebook, config.codebook.fine_size or size, config.width)
+            levels["fine"] = EmaCodebook(config.codebook, config.codebook.fine_size or size, config.width)
         self.codebook = nn.ModuleDict(levels)
 
     def forward(self, batch: Batch, draws: Draws, comm: Comm) -> FCIDFeatures:

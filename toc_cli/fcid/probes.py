@@ -48,7 +48,7 @@ class Labelled:
             )
 
 
-class Probe(nn.Module):
+class NeuralProbe(nn.Module):
     """Standardise, linear (F, F), [maximum over the valid seconds,] linear (F, classes)."""
 
     mean: Tensor
@@ -90,10 +90,10 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def fit_clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeConfig) -> Probe:
+def fit_clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeConfig) -> NeuralProbe:
     """The clip probe of the epoch with the highest validation accuracy."""
     train, val = _labelled(train), _labelled(val)
-    probe = Probe(train.x.shape[-1], classes, per_second=False, seed=config.seed)
+    probe = NeuralProbe(train.x.shape[-1], classes, per_second=False, seed=config.seed)
 
     def loss(part: Labelled) -> Tensor:
         return F.cross_entropy(probe(part.x, part.mask), part.y)
@@ -101,9 +101,9 @@ def fit_clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeCo
     return _fit(probe, train, val, loss, lambda: accuracy(predict_clips(probe, val), val.y), config)
 
 
-def fit_second_probe(train: Labelled, val: Labelled, config: ProbeConfig) -> Probe:
+def fit_second_probe(train: Labelled, val: Labelled, config: ProbeConfig) -> NeuralProbe:
     """The second probe of the epoch with the highest validation F1, with the thresholds that reach it."""
-    probe = Probe(train.x.shape[-1], train.y.shape[-1], per_second=True, seed=config.seed)
+    probe = NeuralProbe(train.x.shape[-1], train.y.shape[-1], per_second=True, seed=config.seed)
 
     def loss(part: Labelled) -> Tensor:
         valid = part.mask[..., None] & (part.y >= 0)
@@ -127,13 +127,13 @@ def _labelled(data: Labelled) -> Labelled:
 
 
 def _fit(
-    probe: Probe,
+    probe: NeuralProbe,
     train: Labelled,
     val: Labelled,
     loss: Callable[[Labelled], Tensor],
     score: Callable[[], float],
     config: ProbeConfig,
-) -> Probe:
+) -> NeuralProbe:
     """Adam for `config.epochs`, keeping the state with the best `score`; of equals the one with the lower loss on `val`.
 
     A few validation clips tie often, and the first of equals is the least trained.
@@ -157,13 +157,13 @@ def _fit(
 
 
 @torch.no_grad()
-def predict_clips(probe: Probe, data: Labelled) -> Tensor:
+def predict_clips(probe: NeuralProbe, data: Labelled) -> Tensor:
     """The most likely class (N,) of each clip."""
     return probe(data.x, data.mask).argmax(dim=-1)
 
 
 @torch.no_grad()
-def predict_seconds(probe: Probe, data: Labelled) -> Tensor:
+def predict_seconds(probe: NeuralProbe, data: Labelled) -> Tensor:
     """Which classes each second holds, (N, T, C) bool, by the probe's thresholds."""
     return torch.sigmoid(probe(data.x, data.mask)) > probe.threshold
 

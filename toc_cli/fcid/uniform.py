@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toc_cli.errors import InputError
 from toc_cli.fcid.aligner import Aligner, Encoded, Pair, Term, mi_nets
 from toc_cli.fcid.batch import Batch
-from toc_cli.fcid.codebook import Codebook, Quantised
+from toc_cli.fcid.codebook import EmaCodebook, Quantised
 from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import ModalitySpec, ModelConfig
 from toc_cli.fcid.decoder import FineDecoder
@@ -70,7 +70,7 @@ class Uniform(Aligner[UniformFeatures]):
         self.decoder = nn.ModuleDict({n: FineDecoder(config, s, self.encoder[n]) for n, s in rebuilt.items()})  # type: ignore[arg-type]
         pooled = {name: config.pooled_width(spec) for name, spec in self.specs_in.items()}
         self.mi = mi_nets(config, pooled if weights.club else {})
-        self.codebook = nn.ModuleDict({"fine": Codebook(config.codebook, config.codebook.size, width)})
+        self.codebook = nn.ModuleDict({"fine": EmaCodebook(config.codebook, config.codebook.size, width)})
 
     def forward(self, batch: Batch, draws: Draws, comm: Comm) -> UniformFeatures:
         drop = draws.dropout(self.config.dropout if self.training else 0.0, comm)

@@ -17,7 +17,7 @@ from toc_cli.ops.codes import CodeCut, Merges, changed_share, cut, mapped_share,
 from toc_cli.ops.metrics import stack
 from toc_cli.pipeline.census import Census
 from toc_cli.pipeline.counting import count_usage
-from toc_cli.pipeline.curve import figures
+from toc_cli.pipeline.curve import curve_figures
 from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.sample import Sample, measure_forms, shift_of
 from toc_cli.pipeline.source import Recoded, Source
@@ -159,7 +159,7 @@ def _measured(study: Study, found: CodeCut) -> dict[str, Any]:
     runs = [measure_forms(Sample(study, fit, shift), {FORM: lambda: form}, ("full", FORM)) for fit in study.fits]
     sums = {name: stack([run.sums[name] for run in runs]) for name in ("full", FORM)}
     old, new = (torch.cat([run.tokens[name] for run in runs]).long() for name in ("full", FORM))
-    excess = figures(sums[FORM], sums["full"])["excess_distortion"]
+    excess = curve_figures(sums[FORM], sums["full"])["excess_distortion"]
     return {"evaluated": len(old), "excess_distortion": excess, "mapped_share": mapped_share(found, old, new)}
 
 

@@ -104,12 +104,12 @@ class Curve:
     def pooled(self, runs: Mapping[str, Measured], wanted: Sequence[Point]) -> dict[Point, Figures]:
         """`FIELDS` of points that were measured."""
         full = stack([run.sums["full"] for run in runs.values()])
-        return {point: figures(stack([run.sums[repr(point)] for run in runs.values()]), full) for point in wanted}
+        return {point: curve_figures(stack([run.sums[repr(point)] for run in runs.values()]), full) for point in wanted}
 
     def of(self, runs: Mapping[str, Measured], name: str) -> Figures:
         """`FIELDS` of a form that was measured, pooled over modalities."""
         full, own = (stack([run.sums[form] for run in runs.values()]) for form in ("full", name))
-        return figures(own, full)
+        return curve_figures(own, full)
 
     def swept(self, counts: Sequence[int]) -> list[Point]:
         """The points of `--sweep`: every criterion that the given features allow, at every count below D."""
@@ -156,7 +156,7 @@ def meets(point: Figures, options: Options) -> bool:
     return near and same
 
 
-def figures(sums: Sums, full: Sums) -> Figures:
+def curve_figures(sums: Sums, full: Sums) -> Figures:
     """`FIELDS` of a form's sums; None where undefined."""
     values = measure(sums, full=full)
     return {name: number(values[name][0]) for name in FIELDS}

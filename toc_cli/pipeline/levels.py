@@ -13,8 +13,7 @@ from typing import Any
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import levels as family
-from toc_cli.io.families.base import Mode
-from toc_cli.io.families.emit import MODES
+from toc_cli.io.families.base import MODES, Mode
 from toc_cli.io.names import printable
 from toc_cli.ops.metrics import measure, stack
 from toc_cli.pipeline.curve import number

@@ -9,12 +9,11 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from toc_cli.errors import UsageError
-from toc_cli.io.families.base import Mode
+from toc_cli.io.families.base import MODES, Mode
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.selection import parse_keep, parse_ratio
 
 METRICS = ("euclidean", "cosine", "dot")
-MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
 EVALUATED_ROWS = 16384
 MOST_STEPS = 1000
 BUDGET = "budget"

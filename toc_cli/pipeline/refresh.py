@@ -14,8 +14,7 @@ import torch
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import recode
-from toc_cli.io.families.base import Mode
-from toc_cli.io.families.emit import MODES
+from toc_cli.io.families.base import MODES, Mode
 from toc_cli.io.names import printable
 from toc_cli.ops.blocks import grid
 from toc_cli.ops.linear import float64, matmul

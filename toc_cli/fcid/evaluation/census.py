@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from toc_cli.errors import InputError
-from toc_cli.fcid.evaluation.sources import Reading, Source
+from toc_cli.fcid.evaluation.sources import CodeSource, LevelInput
 from toc_cli.ops.criteria.base import Known, Side
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Quantiser
@@ -24,7 +24,7 @@ from toc_cli.ops.scores import TOC_WEIGHTS, Scores
 
 
 @dataclass(frozen=True)
-class Census:
+class Scored:
     """One codebook (K, D) and the features that meet it on the scoring split."""
 
     full: Quantiser
@@ -76,7 +76,7 @@ class Census:
         return self.pairs
 
 
-def take(source: Source, readings: Mapping[str, Mapping[str, Reading]]) -> dict[str, Census]:
+def take(source: CodeSource, readings: Mapping[str, Mapping[str, LevelInput]]) -> dict[str, Scored]:
     """A census per codebook from the readings (modality, level) of the scoring split."""
     found = {}
     for name, book in source.books.items():
@@ -89,5 +89,5 @@ def take(source: Source, readings: Mapping[str, Mapping[str, Reading]]) -> dict[
                 if a.mask.shape == b.mask.shape:
                     both = a.mask & b.mask
                     pairs.append((a.x[both], b.x[both]))
-        found[name] = Census(book, rows, [pair for pair in pairs if len(pair[0])])
+        found[name] = Scored(book, rows, [pair for pair in pairs if len(pair[0])])
     return found

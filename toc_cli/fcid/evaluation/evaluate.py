@@ -14,8 +14,8 @@ from toc_cli.fcid.evaluation import census, forms, generation, pictures, probing
 from toc_cli.fcid.evaluation.controls import beaten_by_random
 from toc_cli.fcid.evaluation.forms import Variant
 from toc_cli.fcid.evaluation.options import PARTS, EvaluateOptions, Progress, silent
-from toc_cli.fcid.evaluation.reader import Reader
-from toc_cli.fcid.evaluation.sources import Codes, Run, Source
+from toc_cli.fcid.evaluation.reader import CodeReader
+from toc_cli.fcid.evaluation.sources import Codes, CodeSource, TrainedModel
 from toc_cli.fcid.evaluation.tasks import Splits, Trial, trials
 from toc_cli.fcid.probes import ProbeConfig
 from toc_cli.fcid.run import device_of
@@ -83,7 +83,7 @@ class Evaluation:
         self.splits = Splits(data, self.modalities)
         self.trials = self._trials()
         self.scoring = self.splits.open(self._scoring_split())
-        self.reader = Reader(self.source)
+        self.reader = CodeReader(self.source)
         self.artefacts = artefacts
         self.variants = self._variants(artefacts)
         self.configs = [ProbeConfig(epochs=options.probe_epochs, seed=seed) for seed in range(options.probe_seeds)]
@@ -118,10 +118,10 @@ class Evaluation:
 
     # -- what is evaluated ------------------------------------------------------------------------------------------
 
-    def _source(self, codebook: tuple[str, Quantiser] | None, cut: bool) -> Source:
+    def _source(self, codebook: tuple[str, Quantiser] | None, cut: bool) -> CodeSource:
         if codebook is None:
             model, config = load_model(self.path)
-            return Run(model, config, device_of(self.options.device))
+            return TrainedModel(model, config, device_of(self.options.device))
         key, book = codebook
         level = book.levels[0]
         plain = len(book.levels) == 1 and book.heads == 1 and book.width == book.dim and book.metric == "euclidean"
@@ -162,7 +162,7 @@ class Evaluation:
         """The split that needs no labels: the one asked for, the run's own training split, or that of the first task."""
         if self.options.scoring_split:
             return self.options.scoring_split
-        own = self.source.config.train.train_split if isinstance(self.source, Run) else "train"
+        own = self.source.config.train.train_split if isinstance(self.source, TrainedModel) else "train"
         candidates = [own, "train", *(trial.train.name for trial in self.trials), *self.splits.names]
         return next(name for name in candidates if name in self.splits.names)
 
@@ -225,7 +225,7 @@ class Evaluation:
 
     def _generated(self) -> dict[str, Any]:
         run = self.source
-        if not isinstance(run, Run):
+        if not isinstance(run, TrainedModel):
             return self._no_generation("a codebook alone has no decoders")
         names = [name for name in self.modalities if name in run.decoded]
         if len(names) < 2:
@@ -244,7 +244,7 @@ class Evaluation:
         named = [name for name in (*_test_names(self.splits.names), "val") if name in self.splits.names]
         return list(own) or [self.splits.open(named[0]) if named else self.scoring]
 
-    def _pictures(self, run: Run, part: generation.Generation, names: Sequence[str]) -> list[dict[str, Any]]:
+    def _pictures(self, run: TrainedModel, part: generation.Generation, names: Sequence[str]) -> list[dict[str, Any]]:
         first = next((trial for trial in self.trials if not trial.transfer), None)
         seen = pictures.seen_modality(self.scoring, names)
         if first is None or seen is None or seen not in names:

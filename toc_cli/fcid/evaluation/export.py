@@ -8,7 +8,7 @@ import torch
 
 from toc_cli.errors import UsageError
 from toc_cli.fcid.data import open_split
-from toc_cli.fcid.evaluation.sources import Run
+from toc_cli.fcid.evaluation.sources import TrainedModel
 from toc_cli.fcid.run import device_of
 from toc_cli.fcid.run_folder import load_model
 from toc_cli.io.atomic import atomic_file, check_target
@@ -26,7 +26,7 @@ def save_features(
     """
     check_target(target, force=force, inputs=[Path(data)])
     model, config = load_model(source)
-    run = Run(model, config, device_of(device))
+    run = TrainedModel(model, config, device_of(device))
     opened = open_split(data, split or config.train.train_split, run.modalities)
     readings = {name: own[level] for name in run.modalities if level in (own := run.encode(opened, name))}
     if not readings:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toc_cli.fcid.evaluation.census import Census
+from toc_cli.fcid.evaluation.census import Scored
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.rotation import Rotation
 from toc_cli.ops.scores import Scores
@@ -79,7 +79,7 @@ def full(books: Mapping[str, Quantiser]) -> Variant:
 
 
 def variants(
-    censuses: Mapping[str, Census],
+    censuses: Mapping[str, Scored],
     keeps: Sequence[str],
     criteria: Sequence[str],
     weights: tuple[float, float],
@@ -107,7 +107,7 @@ def variants(
 
 
 def in_both_forms(
-    censuses: Mapping[str, Census],
+    censuses: Mapping[str, Scored],
     stands: Sequence[Mapping[str, Quantiser]],
     criterion: str | None,
     keep: str | None,
@@ -130,7 +130,7 @@ def in_both_forms(
     return found
 
 
-def cut(census: Census, keep: str, ranked: Scores | Rotation, control: str | None) -> Quantiser:
+def cut(census: Scored, keep: str, ranked: Scores | Rotation, control: str | None) -> Quantiser:
     """The codebook with `keep` of its dimensions or components: the best, or the worst."""
     count = parse_keep(keep, census.full.dim)
     assert count is not None

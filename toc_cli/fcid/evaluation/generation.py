@@ -22,10 +22,10 @@ from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.figures import Figure, Ratio, share, summary
 from toc_cli.fcid.evaluation.forms import FULL, Variant
 from toc_cli.fcid.evaluation.probing import aligned, clip_sums, figure, fit, fits, metric, train_and_val
-from toc_cli.fcid.evaluation.reader import Reader
-from toc_cli.fcid.evaluation.sources import BATCH, Run
+from toc_cli.fcid.evaluation.reader import CodeReader
+from toc_cli.fcid.evaluation.sources import BATCH, TrainedModel
 from toc_cli.fcid.evaluation.tasks import Trial
-from toc_cli.fcid.probes import Labelled, Probe, ProbeConfig
+from toc_cli.fcid.probes import Labelled, NeuralProbe, ProbeConfig
 
 WIDEST = 1024
 """A second of maps with more features is averaged over its positions before a probe reads it."""
@@ -48,7 +48,7 @@ class Typical:
         return self.specific.expand(clips, seconds, -1)
 
 
-def typical(run: Run, split: Split, modality: str) -> Typical:
+def typical(run: TrainedModel, split: Split, modality: str) -> Typical:
     """Means over the seconds that exist."""
     totals: list[Tensor] = []
     specifics: list[Tensor] = []
@@ -93,7 +93,7 @@ Specific = Callable[[Batch], Tensor]
 
 
 def generate(
-    run: Run, split: Split, modality: str, shared: Tensor, mask: Tensor, mean: Tensor, specific: Specific
+    run: TrainedModel, split: Split, modality: str, shared: Tensor, mask: Tensor, mean: Tensor, specific: Specific
 ) -> Generated:
     """Decode shared vectors (N, T, D) of a split's clips into a modality; seconds outside `mask` (N, T) count nothing."""
     sums, seconds, start = [], [], 0
@@ -117,7 +117,9 @@ def _error(made: Tensor, true: Tensor, mask: Tensor) -> Tensor:
 class Generation:
     """Every ordered pair of modalities that the run's decoders rebuild."""
 
-    def __init__(self, run: Run, reader: Reader, scoring: Split, configs: Sequence[ProbeConfig], seed: int) -> None:
+    def __init__(
+        self, run: TrainedModel, reader: CodeReader, scoring: Split, configs: Sequence[ProbeConfig], seed: int
+    ) -> None:
         self.run, self.reader, self.scoring = run, reader, scoring
         self.configs, self.seed = configs, seed
         self.quantised = "fine" in run.books
@@ -147,7 +149,7 @@ class Generation:
                         advance(1)
         return found
 
-    def probes(self, trial: Trial, b: str) -> list[Probe]:
+    def probes(self, trial: Trial, b: str) -> list[NeuralProbe]:
         """Probes of real clips, one per seed."""
         train, val = train_and_val(trial, lambda split: self.real(trial, split, b))
         return [fit(trial.task, train, val, config) for config in self.configs]
@@ -170,7 +172,7 @@ class Generation:
         b: str,
         test: Split,
         usual: Typical,
-        probes: Mapping[Trial, list[Probe]],
+        probes: Mapping[Trial, list[NeuralProbe]],
         variants: Sequence[Variant],
     ) -> dict[str, Any]:
         masks = [self.reader.readings(test, name)["fine"].mask for name in (a, b)]
@@ -222,7 +224,7 @@ class Generation:
             yield form.whole(self.reader.tokens(form.choose, reading)).unflatten(0, reading.mask.shape)
 
     def figures(
-        self, a: str, test: Split, mask: Tensor, probes: Mapping[Trial, list[Probe]], made: Sequence[Generated]
+        self, a: str, test: Split, mask: Tensor, probes: Mapping[Trial, list[NeuralProbe]], made: Sequence[Generated]
     ) -> dict[str, Figure]:
         """`error`, and per task what the probes say; labels are those of the modality that the codes come from."""
         found: dict[str, Figure] = {"error": Ratio(np.stack([g.sums for g in made]), share)}

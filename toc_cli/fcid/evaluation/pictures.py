@@ -18,7 +18,7 @@ from torch import Tensor
 from toc_cli.errors import InputError
 from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.generation import Typical, seconds_of
-from toc_cli.fcid.evaluation.sources import BATCH, Run
+from toc_cli.fcid.evaluation.sources import BATCH, TrainedModel
 from toc_cli.io.names import printable
 from toc_cli.ops.assign import assign
 
@@ -48,7 +48,7 @@ def seen_modality(split: Split, names: Sequence[str]) -> str | None:
 
 
 def pictures(
-    run: Run, train: Split, test: Split, shared: Mapping[str, Tensor], b: str, usual: Typical
+    run: TrainedModel, train: Split, test: Split, shared: Mapping[str, Tensor], b: str, usual: Typical
 ) -> list[dict[str, Any]]:
     """The first clips of a test split: true frames, and those of training seconds nearest to what each modality's codes
     generate. `shared` holds vectors (N, T, D) per modality."""

@@ -20,12 +20,12 @@ from torch import Tensor
 from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.figures import Figure, Mean, Ratio, macro_f1, share, summary
 from toc_cli.fcid.evaluation.forms import FULL, Form, Variant
-from toc_cli.fcid.evaluation.reader import Reader
+from toc_cli.fcid.evaluation.reader import CodeReader
 from toc_cli.fcid.evaluation.sources import shared_levels
 from toc_cli.fcid.evaluation.tasks import Task, Trial, held_out
 from toc_cli.fcid.probes import (
     Labelled,
-    Probe,
+    NeuralProbe,
     ProbeConfig,
     fit_clip_probe,
     fit_second_probe,
@@ -49,7 +49,7 @@ class Course:
     targets: tuple[Target, ...]
 
 
-def courses(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) -> list[Course]:
+def courses(reader: CodeReader, trials: Sequence[Trial], modalities: Sequence[str]) -> list[Course]:
     """Every probe to train: trials that share training and validation share their probes."""
     targets: dict[tuple[Trial, str, Levels], list[Target]] = defaultdict(list)
     first: dict[tuple[Task, Split, Split | None], Trial] = {}
@@ -64,7 +64,7 @@ def courses(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) 
     return [Course(lead, modality, levels, tuple(own)) for (lead, modality, levels), own in targets.items()]
 
 
-def fits(reader: Reader, task: Task, split: Split, modality: str, levels: Levels) -> bool:
+def fits(reader: CodeReader, task: Task, split: Split, modality: str, levels: Levels) -> bool:
     """Whether the split labels what these levels of the modality say: clips, or as many seconds, of one clip or more."""
     y = task.labels(split, modality)
     if y is None:
@@ -79,7 +79,7 @@ def known(y: Tensor, mask: Tensor) -> bool:
     return bool((y[mask.any(dim=1)] >= 0).any())
 
 
-def mute(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) -> list[str]:
+def mute(reader: CodeReader, trials: Sequence[Trial], modalities: Sequence[str]) -> list[str]:
     """A sentence per split and modality whose labelled clips all lack that modality."""
     found = []
     for trial in trials:
@@ -96,7 +96,7 @@ def mute(reader: Reader, trials: Sequence[Trial], modalities: Sequence[str]) -> 
 
 
 def labelled(
-    reader: Reader, task: Task, split: Split, modality: str, levels: Levels, forms: Mapping[str, Form]
+    reader: CodeReader, task: Task, split: Split, modality: str, levels: Levels, forms: Mapping[str, Form]
 ) -> Labelled:
     """Code vectors and labels of a split; clips without the modality count as unlabelled."""
     x, mask = reader.read_out(split, modality, levels, forms)
@@ -129,14 +129,14 @@ def train_and_val(trial: Trial, data: Callable[[Split], Labelled]) -> tuple[Labe
     return rows_of(train, rows[first]), rows_of(train, rows[second])
 
 
-def fit(task: Task, train: Labelled, val: Labelled, config: ProbeConfig) -> Probe:
+def fit(task: Task, train: Labelled, val: Labelled, config: ProbeConfig) -> NeuralProbe:
     """The probe of a task."""
     if task.kind == "clip":
         return fit_clip_probe(train, val, task.classes, config)
     return fit_second_probe(train, val, config)
 
 
-def clip_sums(task: Task, probe: Probe, data: Labelled) -> np.ndarray:
+def clip_sums(task: Task, probe: NeuralProbe, data: Labelled) -> np.ndarray:
     """What `share` (hits, cases) or `macro_f1` (per class hits, predicted, true) reads, per clip: (N, 2) or (N, 3 C)."""
     if task.kind == "clip":
         cases = data.y >= 0
@@ -159,7 +159,7 @@ def metric(task: Task) -> str:
 
 
 def run_course(
-    reader: Reader,
+    reader: CodeReader,
     course: Course,
     variants: Sequence[Variant],
     configs: Sequence[ProbeConfig],
@@ -192,7 +192,7 @@ def run_course(
 
 
 def entries(
-    reader: Reader,
+    reader: CodeReader,
     plan: Sequence[Course],
     variants: Sequence[Variant],
     configs: Sequence[ProbeConfig],

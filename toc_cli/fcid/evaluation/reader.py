@@ -12,28 +12,28 @@ from torch import Tensor
 
 from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.forms import Form
-from toc_cli.fcid.evaluation.sources import Reading, Source
+from toc_cli.fcid.evaluation.sources import CodeSource, LevelInput
 from toc_cli.fcid.masks import time_mean
 from toc_cli.ops.quantiser import Quantiser
 
 
-class Reader:
+class CodeReader:
     """Reads code vectors out of a source."""
 
-    def __init__(self, source: Source, spreads: Mapping[str, float] | None = None) -> None:
+    def __init__(self, source: CodeSource, spreads: Mapping[str, float] | None = None) -> None:
         self.source = source
         self.spreads = dict(spreads or {})
         """Per codebook: read-outs of several levels have each at unit spread."""
-        self._readings: dict[tuple[Split, str], dict[str, Reading]] = {}
+        self._readings: dict[tuple[Split, str], dict[str, LevelInput]] = {}
         self._tokens: dict[tuple[int, int], tuple[object, Tensor]] = {}
 
-    def readings(self, split: Split, modality: str) -> dict[str, Reading]:
+    def readings(self, split: Split, modality: str) -> dict[str, LevelInput]:
         """What meets the codebooks, by level."""
         if (split, modality) not in self._readings:
             self._readings[split, modality] = self.source.encode(split, modality)
         return self._readings[split, modality]
 
-    def tokens(self, choose: Quantiser, reading: Reading) -> Tensor:
+    def tokens(self, choose: Quantiser, reading: LevelInput) -> Tensor:
         """(N * T, L, H) int64."""
         at = (id(choose), id(reading))
         if at not in self._tokens:
@@ -41,7 +41,7 @@ class Reader:
             self._tokens[at] = ((choose, reading), found)  # holding both keeps their ids from being given away
         return self._tokens[at][1]
 
-    def codes(self, reading: Reading, form: Form, continuous: bool = False) -> Tensor:
+    def codes(self, reading: LevelInput, form: Form, continuous: bool = False) -> Tensor:
         """(N, T, D') vectors of the chosen codes, or the features themselves, in the kept dimensions."""
         if continuous:
             rows = form.continuous(reading.x.flatten(0, 1))

@@ -18,7 +18,7 @@ from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.figures import Figure, Median, Ratio, share, summary
 from toc_cli.fcid.evaluation.forms import FULL, Variant
-from toc_cli.fcid.evaluation.reader import Reader
+from toc_cli.fcid.evaluation.reader import CodeReader
 from toc_cli.fcid.evaluation.sources import shared_levels
 from toc_cli.io.names import printable
 from toc_cli.ops.linear import matmul, unit_rows
@@ -81,7 +81,7 @@ def search(queries: Tensor, gallery: Tensor, groups: np.ndarray) -> Ranked:
     return Ranked(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "precision")))
 
 
-def figures(ranked: Sequence[Ranked]) -> dict[str, Figure]:
+def rank_figures(ranked: Sequence[Ranked]) -> dict[str, Figure]:
     """R@1, R@5, R@10, median rank and mAP over the draws of a variant."""
     first = np.stack([r.first for r in ranked])
     ones = np.ones_like(first)
@@ -108,7 +108,7 @@ def groups_of(split: Split, relevance: str) -> tuple[np.ndarray, str]:
 
 
 def entries(
-    reader: Reader, split: Split, modalities: Sequence[str], variants: Sequence[Variant], relevance: str, seed: int
+    reader: CodeReader, split: Split, modalities: Sequence[str], variants: Sequence[Variant], relevance: str, seed: int
 ) -> list[dict[str, Any]]:
     """The record's rows of a split: every ordered pair of modalities, by codes and by continuous vectors."""
     groups, kind = groups_of(split, relevance)
@@ -132,13 +132,13 @@ def entries(
     return found
 
 
-def present(reader: Reader, split: Split, modality: str, levels: Sequence[str]) -> np.ndarray:
+def present(reader: CodeReader, split: Split, modality: str, levels: Sequence[str]) -> np.ndarray:
     """(N,) bool: clips that have the modality."""
     return reader.readings(split, modality)[levels[0]].mask.any(dim=1).numpy()
 
 
 def _searched(
-    reader: Reader,
+    reader: CodeReader,
     split: Split,
     pair: tuple[str, str],
     levels: tuple[str, ...],
@@ -155,7 +155,7 @@ def _searched(
         for forms in variant.draws:
             a, b = (reader.clip_vectors(split, name, levels, forms, continuous)[index] for name in pair)
             ranked.append(search(a, b, right))
-        found[variant.id] = figures(ranked)
+        found[variant.id] = rank_figures(ranked)
     whole = found[FULL]
     return {
         id: {name: summary(own, None if id == FULL else whole[name], seed, len(rows)) for name, own in by_name.items()}

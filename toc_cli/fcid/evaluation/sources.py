@@ -26,7 +26,7 @@ BATCH = 128
 
 
 @dataclass(frozen=True)
-class Reading:
+class LevelInput:
     """What meets a codebook at one level of one modality of a split."""
 
     x: Tensor
@@ -41,7 +41,7 @@ class Reading:
         return time_mean(self.x, self.mask)
 
 
-class Source(Protocol):
+class CodeSource(Protocol):
     """Encodes splits and holds codebooks."""
 
     modalities: tuple[str, ...]
@@ -49,7 +49,7 @@ class Source(Protocol):
     keys: dict[str, str]
     """Per codebook the tensor that holds it."""
 
-    def encode(self, split: Split, modality: str) -> dict[str, Reading]:
+    def encode(self, split: Split, modality: str) -> dict[str, LevelInput]:
         """The readings of a modality, by level."""
 
     def probed(self, modality: str) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class Source(Protocol):
         """For the record."""
 
 
-class Run:
+class TrainedModel:
     """A model that `toc train-fcid` trained, in eval mode."""
 
     def __init__(self, model: Aligner[Any], config: RunConfig, device: torch.device) -> None:
@@ -77,7 +77,7 @@ class Run:
         self.keys = {name: f"codebook.{name}.embedding" for name in self.books}
 
     @torch.no_grad()
-    def encode(self, split: Split, modality: str) -> dict[str, Reading]:
+    def encode(self, split: Split, modality: str) -> dict[str, LevelInput]:
         self._check(split, modality)
         seconds_book = "fine" if "fine" in self.books else "coarse"
         fine: list[Tensor] = []
@@ -94,9 +94,9 @@ class Run:
                 coarse.append(found.coarse.cpu())
         mask, readings = torch.cat(masks), {}
         if fine:
-            readings["fine"] = Reading(torch.cat(fine), mask, seconds_book)
+            readings["fine"] = LevelInput(torch.cat(fine), mask, seconds_book)
         if coarse:
-            readings["coarse"] = Reading(torch.cat(coarse)[:, None], mask.any(1, keepdim=True), "coarse")
+            readings["coarse"] = LevelInput(torch.cat(coarse)[:, None], mask.any(1, keepdim=True), "coarse")
         return readings
 
     def probed(self, modality: str) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ class Codes:
         self.books = {"codes": book}
         self.keys = {"codes": key}
 
-    def encode(self, split: Split, modality: str) -> dict[str, Reading]:
+    def encode(self, split: Split, modality: str) -> dict[str, LevelInput]:
         spec, width = split.specs[modality], self.books["codes"].width
         if spec.spatial or spec.width != width:
             shape = "x".join(map(str, (spec.length, *spec.spatial, spec.width)))
@@ -190,7 +190,7 @@ class Codes:
         masks = [batch.seconds(modality) for batch in batches]
         full = torch.ones(x.shape[:2], dtype=torch.bool)
         mask = full if masks[0] is None else torch.cat([m for m in masks if m is not None])
-        return {"fine": Reading(x, mask, "codes")}
+        return {"fine": LevelInput(x, mask, "codes")}
 
     def probed(self, modality: str) -> tuple[str, ...]:
         return ("fine",)
@@ -207,7 +207,7 @@ class Codes:
         return {"kind": "codebook", "key": self.keys["codes"], "levels": shapes, "dim": book.dim}
 
 
-def shared_levels(source: Source, a: str, b: str, kind: Literal["probed", "retrieved"]) -> tuple[str, ...]:
+def shared_levels(source: CodeSource, a: str, b: str, kind: Literal["probed", "retrieved"]) -> tuple[str, ...]:
     """The levels at which codes of two modalities are compared: those of both read-outs, else any that both have."""
     for of in (source.probed if kind == "probed" else source.retrieved, source.levels):
         common = tuple(level for level in of(a) if level in of(b))

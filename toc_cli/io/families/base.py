@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -15,6 +15,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 
 Metric = Literal["euclidean", "cosine", "dot", "logits"]
 Mode = Literal["codebook", "masked", "sliced", "consumer"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 Stack = Literal["residual", "product", "independent"]
 """How numbered tables belong together: levels that each quantise what the former left, heads side by side, or not at all."""
 Evidence = Literal["proven", "stated", "by structure", "assumed"]

@@ -16,11 +16,10 @@ import torch
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import moments
-from toc_cli.io.families.base import Codebook, Mode, Site
+from toc_cli.io.families.base import MODES, Codebook, Mode, Site
 from toc_cli.io.families.layers import product, weight_norm
 from toc_cli.io.names import printable
 
-MODES: tuple[Mode, ...] = ("codebook", "masked", "sliced", "consumer")
 ASSUMED = "the file does not show how its codes are looked up, so this reading is assumed (--assume takes it for true)"
 DIRECTION_TO_MAGNITUDE = {"weight_g": ("weight_v", "weight_g"), "original0": ("original1", "original0")}
 
@@ -214,7 +213,7 @@ class _Edit:
                 part.movedim(site.axis, -1)[..., dropped] = filled.to(tensor.dtype)
             if site.role == "codes" and self.codebook.stored_unit:
                 rows = part.movedim(site.axis, -1)
-                rows.copy_(unit_rows(rows))
+                rows.copy_(renormalised(rows))
             self.tensors[site.key] = tensor
 
     def _times(self, site: Site, tensor: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
@@ -254,7 +253,7 @@ class _Edit:
             narrow(self.tensors[site.key], site).copy_(self.space.reduce(narrow(whole, site), site))
         if site.role == "codes" and self.codebook.stored_unit:
             part = narrow(self.tensors[site.key], site).movedim(site.axis, -1)
-            part.copy_(unit_rows(part))
+            part.copy_(renormalised(part))
 
     def cut_normed(self, site: Site) -> None:
         """Reduce a weight-normed layer: exact along the axis of its magnitude, else through the weight itself."""
@@ -388,7 +387,7 @@ def narrow(tensor: torch.Tensor, site: Site) -> torch.Tensor:
     return tensor
 
 
-def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+def renormalised(rows: torch.Tensor) -> torch.Tensor:
     """Rows (..., D) of unit length; rows of zeros stay."""
     return torch.nn.functional.normalize(rows.double(), dim=-1).to(rows.dtype)
 

@@ -20,17 +20,17 @@ BUFFERS = {
 
 
 @dataclass
-class Moments:
+class OptimizerMoments:
     """Moments by the key of their parameter, and the parameters where more than one reading is possible."""
 
     found: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unsure: list[str] = field(default_factory=list)
 
 
-def of_parameters(ckpt: Checkpoint, keys: Iterable[str], copies: tuple[str, ...] = ()) -> Moments:
+def of_parameters(ckpt: Checkpoint, keys: Iterable[str], copies: tuple[str, ...] = ()) -> OptimizerMoments:
     """The moments that have to be cut with the parameters `keys`; `copies` are key prefixes of EMA copies, which no optimizer steps."""
     model = [info for info in ckpt.infos.values() if _is_parameter(info) and not info.key.startswith(copies or ("\0",))]
-    moments = Moments()
+    moments = OptimizerMoments()
     wanted = {key for key in keys if key in ckpt.infos}
     for states in _optimizers(ckpt).values():
         if all(name.isdecimal() for name in states):
@@ -56,7 +56,9 @@ def _optimizers(ckpt: Checkpoint) -> dict[tuple[str, ...], dict[str, list[Tensor
     return found
 
 
-def _numbered(states: dict[int, list[TensorInfo]], model: list[TensorInfo], wanted: set[str], moments: Moments) -> None:
+def _numbered(
+    states: dict[int, list[TensorInfo]], model: list[TensorInfo], wanted: set[str], moments: OptimizerMoments
+) -> None:
     shapes = [states[i][0].shape if i in states else None for i in range(max(states) + 1)]
     left = _embed(shapes, [info.shape for info in model])
     right = _embed(shapes[::-1], [info.shape for info in model][::-1])
