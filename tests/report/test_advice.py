@@ -18,6 +18,7 @@ from toc_cli.report.advice import Advice, advise, rerun
 from toc_cli.report.assemble import assemble
 from toc_cli.report.metrics import values
 from toc_cli.report.reading import Run
+from toc_cli.report.rivals import rivals
 
 
 def on(record: dict[str, Any]) -> Advice:
@@ -54,6 +55,65 @@ def test_costly_selection_names_the_measured_one_that_costs_less(record: dict[st
         found.then
         == f"`{found.command}` costs −0.04% distortion and can be written as codebook or sliced for this family."
     )
+
+
+def test_what_no_asked_form_can_take_is_named_but_stops_nothing(record: dict[str, Any]) -> None:
+    book = record["codebooks"][0]
+    book["baselines"]["pca"]["excess_distortion"] = -0.0004
+    book["baselines"]["variance"]["excess_distortion"] = 1e9
+    book["advantage_over_random"]["distortion"]["ci95"] = [0.1, 0.2]
+    book["forms"] = {"pca": {"codebook": "", "masked": "no", "sliced": "", "consumer": "no"}}
+    record["options"]["emit"] = ["masked"]
+    found = on(record)
+    assert (found.kind, found.command) == ("weigh", "")
+    assert "nothing measured at this size that the asked forms can take clearly costs less" in found.text
+    assert found.then.endswith(
+        "Not as masked, but as codebook or sliced: "
+        "`toc optimize model.safetensors --features feats.h5 --criterion pca --keep 12` costs −0.04% distortion."
+    )
+
+
+def auto(record: dict[str, Any], by: str, agreement: dict[str, float], excess: dict[str, float]) -> dict[str, Any]:
+    """The record as `--criterion auto` leaves it, with what was tried on the other part of the sample."""
+    book = record["codebooks"][0]
+    record["options"]["criterion"] = "auto"
+    book["auto"] = {
+        "criterion": "agreement",
+        "by": by,
+        "candidates": {n: {"token_agreement": agreement[n], "excess_distortion": excess[n]} for n in agreement},
+        "sizes": {},
+        "split": {"seed": 0, "chosen_on": 100, "measured_on": 100, "apart": True},
+    }
+    for name in ("pca", "variance"):
+        book["baselines"][name]["excess_distortion"] = 1e9
+    book["advantage_over_random"]["distortion"]["ci95"] = [0.1, 0.2]
+    return book
+
+
+def test_candidates_are_rivals_on_the_part_where_they_were_tried(record: dict[str, Any]) -> None:
+    tokens = {"agreement": 0.9, "softmargin": 0.8, "usage": 0.7}
+    book = auto(record, "token_agreement", tokens, {"agreement": 5.0, "softmargin": 4.5, "usage": 6.0})
+    cost = book["after"]["excess_distortion"]
+    found = {rival.criterion: rival for rival in rivals(record, book)}
+    assert "agreement" not in found
+    assert found["softmargin"].excess == pytest.approx(cost - 0.5)
+    assert found["usage"].excess == pytest.approx(cost + 1.0)
+    assert found["softmargin"].agreement == pytest.approx(book["after"]["token_agreement"] - 0.1)
+    advice = on(record)
+    assert (advice.kind, "no other of the 3 criteria that `auto` tried does better" in advice.text) == ("weigh", True)
+    book["auto"]["by"] = "excess_distortion"
+    assert "--criterion softmargin" in on(record).command
+
+
+def test_auto_is_not_advised_to_itself(record: dict[str, Any]) -> None:
+    book = auto(record, "token_agreement", {"agreement": 0.9}, {"agreement": 5.0})
+    book["advantage_over_random"]["distortion"]["ci95"] = [-0.1, 0.2]
+    found = on(record)
+    assert found.kind == "stop"
+    assert found.command == (
+        "toc optimize model.safetensors --features feats.h5 --criterion auto --keep auto --min-agreement 0.95"
+    )
+    assert "keep more dimensions" in found.then
 
 
 def test_rival_within_the_interval_is_no_reason_to_stop(record: dict[str, Any]) -> None:

@@ -33,9 +33,9 @@ Samples = Sequence[tuple[Fit, torch.Tensor]]
 """Per codebook the features (n, W) on which an edited copy is checked, and the dataset they come from."""
 
 
-def forms_of(ckpt: Checkpoint, source: Source, choice: Choice) -> dict[str, dict[Mode, str]]:
+def forms_of(ckpt: Checkpoint, source: Source, choice: Choice, tried: Sequence[str] = ()) -> dict[str, dict[Mode, str]]:
     """The record's `forms`: for the chosen criterion and its measured rivals of one size, what `supported` says."""
-    names = (choice.ranking.criterion, "variance", "pca")
+    names = dict.fromkeys((choice.ranking.criterion, "variance", "pca", *tried))
     return {name: supported(ckpt, source.book, choice.count, rotated=CRITERIA[name].rotates) for name in names}
 
 

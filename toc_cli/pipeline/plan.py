@@ -306,7 +306,12 @@ def plan_optimization(
         plain = [choice for _, choice in chosen]
         chosen = [refreshed(curve, choice) for curve, (_, choice) in zip(curves, chosen, strict=True)]
     entries = [
-        {**_entry(ckpt, curve, choice, before), "forms": forms_of(ckpt, study.source, choice), "auto": account, **known}
+        {
+            **_entry(ckpt, curve, choice, before),
+            "forms": forms_of(ckpt, study.source, choice, study.criteria),
+            "auto": account,
+            **known,
+        }
         for curve, (study, choice), before, account, known in zip(
             curves, chosen, plain, accounts, reading.evidence, strict=True
         )

@@ -5,7 +5,8 @@ The rules, the first that holds, per codebook; the run takes the most cautious o
 1. never     the features are not what the codebook was trained on (SNR of at most 0 dB before pruning), the reading is only assumed,
              or the sample has fewer features than the codebook has codes: no figure here can be trusted
 2. ship      nothing was dropped; or the distortion is no higher within its interval and 95% of tokens stay; or the asked bound holds
-3. stop      another measured selection of this size costs less than the interval of this one, or random ones do as well
+3. stop      another measured selection of this size that an asked form can take costs less than the interval of this one, or random
+             ones do as well
 4. weigh     it costs something, and nothing measured at this size clearly costs less
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from toc_cli.report.rivals import Rival, cheaper, listed
 from toc_cli.report.verdict import FEATURES_PER_CODE, Values
 from toc_cli.report.words import name as shown
 from toc_cli.report.words import number, plural
@@ -28,7 +30,8 @@ RULES = {
     "ship": "nothing was dropped, the distortion is no higher within its interval and at least 95% of tokens stay, or it is within the "
     "bound that was asked",
     "weigh": "the selection costs something, and nothing measured at this size clearly costs less",
-    "stop": "another measured selection of this size costs less than the interval of this one, or random ones do as well",
+    "stop": "another measured selection of this size, which an asked form can take, costs less than the interval of this one, or "
+    "random ones do as well",
     "never": "the features do not fit the codebook (SNR of at most 0 dB before pruning), how it is read is only assumed, "
     "or the sample has fewer features than codes",
 }
@@ -58,15 +61,6 @@ class Advice:
     codebook: int | None = None
 
 
-@dataclass(frozen=True)
-class Rival:
-    """Another selection of the same size that was measured beside the chosen one."""
-
-    criterion: str
-    excess: float | None
-    agreement: float | None
-
-
 def advise(record: Mapping[str, Any], values: Mapping[int, Values]) -> Advice:
     """The advice on a run: the most cautious of its codebooks', all of them summed up where every one ships."""
     books = record["codebooks"]
@@ -87,16 +81,7 @@ def _book(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
         found = rule(record, book, values)
         if found is not None:
             return found
-    cost = _cost(values.get("excess_distortion"), values.get("token_agreement"))
-    bound, agreement = values.get("excess_distortion"), values.get("token_agreement") or 0.0
-    check = (
-        f"token_agreement>={_below(agreement)}"
-        if bound is None or bound <= 0
-        else f"excess_distortion<={_above(100 * bound)}%"
-    )
-    text = f"Weigh it: {_share(book)} kept, {cost}, and nothing measured at this size clearly costs less."
-    then = f"Ship it if you can lose that, and let the gate hold it: `toc report --check '{check}'`."
-    return Advice("weigh", text, then, codebook=book["id"])
+    return _weigh(record, book, values)
 
 
 def _veto(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
@@ -152,55 +137,66 @@ def _asked(options: Mapping[str, Any], excess: float | None, agreement: float | 
 
 
 def _stop(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
-    excess, agreement = values.get("excess_distortion"), values.get("token_agreement")
-    cost = _cost(excess, agreement)
-    better = _better(record, book)
-    if better is not None:
-        command = rerun(
-            record, criterion=better.criterion, keep=str(book["kept_dim"]), emit=_offered(book, better.criterion)
-        )
-        then = f"`{command}` costs {_price(better.excess, better.agreement)}{_forms(book, better.criterion)}."
-        return Advice("stop", f"Do not ship this selection: {cost}.", then, command, book["id"])
+    cost = _cost(values.get("excess_distortion"), values.get("token_agreement"))
+    better = cheaper(record, book)
+    if better is not None and _fits(record, better):
+        then = f"{_costs_less(record, book, better)}{_forms(book, better)}."
+        return Advice("stop", f"Do not ship this selection: {cost}.", then, _instead(record, book, better), book["id"])
     low = values.get("advantage_over_random_low")
     if low is not None and low <= 0:
-        command = rerun(record, criterion="auto", keep=str(book["kept_dim"]))
         text = f"Do not ship this selection: {cost}, and random dimensions do as well at this size."
-        return Advice("stop", text, f"Try `{command}`.", command, book["id"])
+        if record["options"].get("criterion") == "auto":
+            command = rerun(record, keep="auto", min_agreement=SAME)
+            then = f"`auto` found nothing better: keep more dimensions, as `{command}` does."
+        else:
+            command = rerun(record, criterion="auto", keep=str(book["kept_dim"]))
+            then = f"Try `{command}`."
+        return Advice("stop", text, then, command, book["id"])
     return None
 
 
-def rivals(book: Mapping[str, Any]) -> list[Rival]:
-    """The selections of the same size that were measured on the rows of this one: its baselines."""
-    found = []
-    for name, figures in book["baselines"].items():
-        if name != "random" and figures.get("excess_distortion") is not None:
-            found.append(Rival(name, figures["excess_distortion"], figures.get("token_agreement")))
-    return found
+def _fits(record: Mapping[str, Any], rival: Rival) -> bool:
+    """Whether one of the forms asked for can take it: of a run that asked for no copy, the artefact does."""
+    asked = [mode for mode in record["options"].get("emit", ()) if mode != "codebook"]
+    return len(rival.refused) < max(1, len(asked)) and not (
+        rival.refused and record["options"].get("criterion") == "auto"
+    )
 
 
-def _better(record: Mapping[str, Any], book: Mapping[str, Any]) -> Rival | None:
-    """The rival that costs least, where that is below the interval of the chosen selection and a form asked for can take it."""
-    bounds = book["ci95"]["after"].get("excess_distortion")
-    if not bounds:
-        return None
-    own = record["options"].get("criterion")
-    below = [r for r in rivals(book) if r.excess is not None and r.excess < bounds[0] and r.criterion != own]
-    return min(below, key=lambda rival: rival.excess or 0.0, default=None)
+def _instead(record: Mapping[str, Any], book: Mapping[str, Any], rival: Rival) -> str:
+    return rerun(record, criterion=rival.criterion, keep=str(book["kept_dim"]), emit=rival.forms)
 
 
-def _offered(book: Mapping[str, Any], criterion: str) -> list[str]:
-    """The forms that this family can write of a criterion's selection; the artefact alone where the record does not say."""
-    forms = (book.get("forms") or {}).get(criterion)
-    return [mode for mode, reason in forms.items() if not reason] if forms else ["codebook"]
+def _costs_less(record: Mapping[str, Any], book: Mapping[str, Any], rival: Rival) -> str:
+    return f"`{_instead(record, book, rival)}` costs {_price(rival.excess, rival.agreement)}"
 
 
-def _forms(book: Mapping[str, Any], criterion: str) -> str:
+def _forms(book: Mapping[str, Any], rival: Rival) -> str:
     """In which forms that can be written; "" where the record does not say."""
-    if criterion not in (book.get("forms") or {}):
+    if rival.criterion not in (book.get("forms") or {}):
         return ""
-    modes = _offered(book, criterion)
-    listed = " or ".join(filter(None, [", ".join(modes[:-1]), modes[-1]]))
-    return f" and can be written as {listed} for this family"
+    return f" and can be written as {listed(rival.forms)} for this family"
+
+
+def _weigh(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice:
+    bound, agreement = values.get("excess_distortion"), values.get("token_agreement") or 0.0
+    check = (
+        f"token_agreement>={_below(agreement)}"
+        if bound is None or bound <= 0
+        else f"excess_distortion<={_above(100 * bound)}%"
+    )
+    other = cheaper(record, book)
+    tried = len((book.get("auto") or {}).get("candidates") or ())
+    nothing = (
+        f"no other of the {tried} criteria that `auto` tried does better"
+        if tried > 1
+        else f"nothing measured at this size {'that the asked forms can take ' if other else ''}clearly costs less"
+    )
+    text = f"Weigh it: {_share(book)} kept, {_cost(bound, values.get('token_agreement'))}, and {nothing}."
+    then = f"Ship it if you can lose that, and let the gate hold it: `toc report --check '{check}'`."
+    if other is not None:
+        then += f" Not as {listed(other.refused)}, but as {listed(other.forms)}: {_costs_less(record, book, other)}."
+    return Advice("weigh", text, then, codebook=book["id"])
 
 
 def _cost(excess: float | None, agreement: float | None) -> str:
@@ -234,7 +230,7 @@ def _above(percent: float) -> str:
     return f"{math.ceil(percent / step) * step:.6g}"
 
 
-def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **changes: str) -> str:
+def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **changes: Any) -> str:
     """The command that makes this record, with some options changed (`criterion`, `keep`); names are quoted for a shell.
 
     Of the forms only those in `emit` are asked again.
