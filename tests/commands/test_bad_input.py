@@ -43,7 +43,7 @@ def nothing_left(here: Path) -> None:
     assert sorted(path.name for path in here.iterdir()) == ["feats.h5", "model.safetensors"]
 
 
-@pytest.mark.parametrize("keep", ["0", "-1", "1.5", "abc", "25", "200%", "", "nan", "auto"])
+@pytest.mark.parametrize("keep", ["0", "-1", "1.5", "abc", "25", "200%", "", " ", "budget", "nan", "auto"])
 def test_keep_that_cannot_be_meant(here: Path, keep: str) -> None:
     refused(optimize(here, f"--keep={keep}"), 2, "--keep")
     nothing_left(here)

@@ -201,7 +201,12 @@ def said_size(
 ) -> tuple[str | None, int | None, str | None]:
     """What says how much is kept: a flag of the command line puts aside what the project's settings say by another."""
     from toc_cli.commands.settings import source_of
+    from toc_cli.pipeline.options import BUDGET
 
+    if keep is not None and keep.strip() in ("", BUDGET):  # what the options say where nothing was said
+        raise UsageError(
+            f"--keep {keep!r} is not a share or a count.", "Use a share (0.5, 50%), a count (128) or auto."
+        )
     said = [name for name in ("keep", "budget", "bytes") if source_of(context, name) == "COMMANDLINE"]
     return (
         keep if not said or "keep" in said else None,
