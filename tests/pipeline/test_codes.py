@@ -215,3 +215,34 @@ def test_codecs_in_their_own_library(tmp_path: Path, family: str) -> None:
     (cut,) = detect(open_checkpoint(sliced))
     assert cut.num_codes == (kept,) * book.levels
     assert torch.equal(run(sliced, cut, x).tokens, new)
+
+
+@pytest.mark.parametrize("flags", [("--codes", "12"), ("--codes", "used")])
+def test_figures_compare_with_the_model_as_it_came(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """Tokens that merge or vanish count as changed, and the distortion is against all codes: no gate passes a destroyed codebook."""
+    codes = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "km.npy", codes.numpy())
+    x = alive_only(codes)
+    make_features(tmp_path / "feats.h5", x=x.numpy())
+    entry = optimize(tmp_path, "km.npy", *flags)
+    tensors = load_file(tmp_path / "m.toc.safetensors")
+    code_map, new = tensors["0.code_map"][0, 0], tensors["0.codebook"][0, 0].double()
+    full = torch.cdist(x.double(), codes.double()).argmin(1)
+    now = torch.cdist(x.double(), new).argmin(1)
+    members = torch.bincount(code_map[code_map >= 0], minlength=len(new))
+    same = (code_map[full] == now) & (members[code_map[full].clamp(min=0)] == 1)
+    before = (x.double() - codes.double()[full]).square().sum(1).mean()
+    after = (x.double() - new[now]).square().sum(1).mean()
+    assert entry["after"]["token_agreement"] == pytest.approx(same.double().mean().item(), abs=1e-12)
+    assert entry["after"]["excess_distortion"] == pytest.approx((after / before - 1).item(), rel=1e-6, abs=1e-12)
+    assert entry["before"]["distortion"] == pytest.approx(before.item(), rel=1e-6)
+    assert entry["before"]["used_codes"] == len(full.unique())
+    assert entry["before"]["dead_codes"] == 40 - len(full.unique())
+    done = toc("report", "m.toc.json", "--check", "token_agreement>=99%", cwd=tmp_path)
+    assert done.code == (0 if flags[1] == "used" else 1)
+    first = toc("report", "m.toc.json", cwd=tmp_path).out.splitlines()[0]
+    if flags[1] == "used":
+        assert first == f"Ship it: {len(new)} of 40 codes kept, and every token is unchanged."
+    else:
+        assert "Ship it" not in first
+        assert "12 of 40 codes" in first

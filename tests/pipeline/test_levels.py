@@ -21,6 +21,7 @@ from toc_cli.io.families.base import Codebook
 from toc_cli.libraries import run
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.pipeline.source import sources
+from toc_cli.report.advice import rerun
 
 ROWS = 400
 CODECS = {"encodec": (models.encodec, 2), "dac": (models.dac, 2), "mimi": (models.mimi, 2), "higgs": (models.higgs, 1)}
@@ -88,6 +89,7 @@ def test_the_record_says_what_every_level_is_worth(cut: bool, tmp_path: Path) ->
     page = (tmp_path / "page.html").read_text()
     assert "What each level is worth" in page
     assert ("1 (kept)" in page) == cut
+    assert ("--levels 1" in rerun(record, criterion="pca", keep="12")) == cut, "a recommended run cuts the same levels"
     stay = 1 if cut else len(full.levels)
     assert (entry["levels"], entry["levels_cut"]["before"], entry["levels_cut"]["after"]) == (
         stay,
@@ -125,6 +127,64 @@ def test_a_residual_vq_in_its_own_library(tmp_path: Path) -> None:
     small = library.ResidualVQ(dim=12, codebook_size=16, num_quantizers=3, codebook_dim=8).eval()
     small.load_state_dict(torch.load(tmp_path / "m.sliced.pt", weights_only=True), strict=True)
     assert torch.equal(small(x[None])[1], whole(x[None])[1][..., :3])
+
+
+def test_groups_of_levels_in_their_own_library(tmp_path: Path) -> None:
+    library = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed")
+    torch.manual_seed(0)
+    build = {"dim": 16, "codebook_size": 16, "groups": 2}
+    whole = library.GroupedResidualVQ(num_quantizers=3, **build).eval()
+    torch.save(whole.state_dict(), tmp_path / "model")
+    x = torch.randn(ROWS, 16)
+    np.save(tmp_path / "x.npy", x.numpy())
+    (entry,) = optimize(tmp_path, "--levels", 2, "--keep", "1.0", "--emit", "sliced")["codebooks"]
+    small = library.GroupedResidualVQ(num_quantizers=2, **build).eval()
+    small.load_state_dict(torch.load(next(tmp_path.glob("m.sliced*")), weights_only=True), strict=True)
+    assert torch.equal(small(x[None])[1], whole(x[None])[1][..., :2])
+    error = [(x[None] - module(x[None])[0]).square().sum(-1).mean().item() for module in (whole, small)]
+    assert entry["after"]["token_agreement"] == 1
+    assert entry["after"]["excess_distortion"] == pytest.approx(error[1] / error[0] - 1, rel=1e-4)
+    first = toc("report", "m.toc.json", cwd=tmp_path).out.splitlines()[0]
+    assert first.startswith("Weigh it: 2 of 3 levels kept")
+
+
+def test_levels_that_go_through_networks_stay(tmp_path: Path) -> None:
+    library = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed")
+    module = library.ResidualVQ(dim=8, codebook_size=16, num_quantizers=3, implicit_neural_codebook=True)
+    torch.save(module.state_dict(), tmp_path / "qinco.pt")
+    ckpt = open_checkpoint(tmp_path / "qinco.pt")
+    (book,) = detect(ckpt)
+    if book.levels > 1:
+        assert "networks of their own" in levels.refusal(ckpt, book, 1, "sliced")
+
+
+def test_an_optimizer_is_left_out_or_refused(tmp_path: Path) -> None:
+    library = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed")
+    module = library.ResidualVQ(dim=8, codebook_size=16, num_quantizers=3, codebook_dim=4)
+    state = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(4, 8)}}
+    torch.save(
+        {"state_dict": module.state_dict(), "optimizer": {"state": state, "param_groups": [{"params": [0]}]}},
+        tmp_path / "t.pt",
+    )
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((300, 8)))
+    common = [
+        "optimize",
+        "t.pt",
+        "--features",
+        "x.npy",
+        "--levels",
+        2,
+        "--keep",
+        "1.0",
+        "--emit",
+        "sliced",
+        "-o",
+        "m.toc.safetensors",
+    ]
+    done = toc(*common, cwd=tmp_path)
+    assert (done.code, "--lean leaves it out" in " ".join(done.err.split())) == (2, True)
+    done = toc(*common, "--lean", cwd=tmp_path)
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class CodeCut:
     tables: tuple[torch.Tensor, ...]
     """Per level the codes (H, K'_l, D) in the dtype of the old ones."""
 
-    @property
+    @cached_property
     def merged(self) -> list[torch.Tensor]:
         """Per level (H, K_l) bool: old codes that share their new one with others."""
         return [
@@ -43,6 +44,12 @@ class CodeCut:
         """Old tokens (N, L, H) to new ones, -1 where the code has vanished."""
         heads = torch.arange(tokens.shape[2])
         return torch.stack([level[heads, tokens[:, at]] for at, level in enumerate(self.maps)], dim=1)
+
+    def kept(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Old tokens (N, L, H) to new ones, -1 where the code has vanished or, merged with others, means something else."""
+        heads = torch.arange(tokens.shape[2])
+        changed = torch.stack([level[heads, tokens[:, at]] for at, level in enumerate(self.merged)], dim=1)
+        return torch.where(changed, -1, self.translate(tokens))
 
 
 def parse_codes(text: str, codes: int) -> int | None:

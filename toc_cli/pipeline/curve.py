@@ -112,9 +112,15 @@ class Curve:
         return curve_figures(own, full)
 
     def swept(self, counts: Sequence[int]) -> list[Point]:
-        """The points of `--sweep`: every criterion that the given features allow, at every count below D."""
-        below = [count for count in counts if count < self.study.full.dim]
+        """The points of `--sweep`: every criterion that the given features allow, at every count that loses something."""
+        below = [count for count in counts if count < self._lossless]
         return [(name, count, seed) for name, seeds in self._criteria().items() for count in below for seed in seeds]
+
+    @property
+    def _lossless(self) -> int:
+        """The size from which nothing is lost: all dimensions, unless codes or levels were cut before."""
+        source = self.study.source
+        return source.full.dim + (source.came is not source.full)
 
     def _criteria(self) -> dict[str, list[int]]:
         """The criteria of a sweep, with their seeds."""
@@ -133,7 +139,7 @@ class Curve:
         curves: dict[str, Any] = {}
         for name, seeds in self._criteria().items():
             rows = [
-                [found[name, count, seed] for seed in seeds] if count < self.study.full.dim else [lossless]
+                [found[name, count, seed] for seed in seeds] if count < self._lossless else [lossless]
                 for count in counts
             ]
             curves[name] = {field: [mean([row[field] for row in at]) for at in rows] for field in lossless}

@@ -60,7 +60,7 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) ->
         )
     for source, _ in chosen:
         if source.whole is not None and mode == "sliced":
-            so_far = levels.without_levels(ckpt, source.whole.book, source.book.levels, so_far)
+            so_far = levels.without_levels(ckpt, source.whole.book, source.book.levels, so_far, lean=options.lean)
     if not options.lean:
         return so_far
     without = frozenset(key for keys in left_out(ckpt, [source.book for source, _ in chosen]).values() for key in keys)

@@ -109,7 +109,7 @@ def probe_labels(study: Study, choice: Choice, runs: Mapping[str, Measured]) -> 
         classes = labels.read()
         rows = [_labelled(fit, runs[fit.dataset.name], labels, classes) for fit in fitting]
         if all(len(np.unique(each.classes[each.trains])) > 1 for each in rows):
-            sides = {"before": study.full, "after": choice.form}
+            sides = {"before": study.source.came, "after": choice.form}
             return {"labels": labels.name} | {
                 side: _directions(form, rows, side, study.options) for side, form in sides.items()
             }

@@ -17,6 +17,7 @@ from toc_cli.io.families.base import MODES, Mode
 from toc_cli.io.names import printable
 from toc_cli.ops.metrics import measure, stack
 from toc_cli.pipeline.curve import number
+from toc_cli.pipeline.forms import refuse_forms
 from toc_cli.pipeline.sample import Measured, Sample, measure_forms, shift_of
 from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
@@ -34,17 +35,13 @@ def refuse_levels(sources: Sequence[Source], count: int) -> None:
         raise UsageError(f"--levels {count}: {printable(chains[0].book.shown, 120)} has {most}.", f"Use 1 to {most}.")
 
 
-def refuse_level_forms(ckpt: Checkpoint, sources: Sequence[Source], count: int, modes: Sequence[Mode]) -> None:
+def refuse_level_forms(
+    ckpt: Checkpoint, sources: Sequence[Source], count: int, modes: Sequence[Mode], *, lean: bool
+) -> None:
     """UsageError for a form that cannot hold fewer levels."""
-    for source in sources:
-        reasons = {mode: family.refusal(ckpt, source.book, count, mode) for mode in MODES}
-        for mode in modes:
-            if source.full.residual and reasons[mode]:
-                fine = [mode for mode, reason in reasons.items() if not reason]
-                raise UsageError(
-                    f"--emit {mode} is not possible for {printable(source.book.shown)} with --levels: {reasons[mode]}.",
-                    f"Possible here: {', '.join(fine)}.",
-                )
+    for source in (source for source in sources if source.full.residual):
+        reasons = {mode: family.refusal(ckpt, source.book, count, mode, lean=lean) for mode in MODES}
+        refuse_forms(source.book, reasons, modes, "--levels")
 
 
 def cut_levels(ckpt: Checkpoint, study: Study) -> Study:
@@ -81,7 +78,7 @@ def level_warning(source: Source) -> dict[str, Any]:
     if whole["bits_per_second"] is not None:
         bits += f", {left['bits_per_second']:,.0f} of {whole['bits_per_second']:,.0f} bits a second"
     label = printable(source.book.shown, 120)
-    text = f"{label}: {about['after']} of {about['before']} levels stay{told}; {bits}. All other figures compare with these levels."
+    text = f"{label}: {about['after']} of {about['before']} levels stay{told}; {bits}."
     return {"id": "levels", "codebook": source.id, "text": text}
 
 

@@ -282,7 +282,7 @@ def plan_optimization(
     if options.levels is not None:
         refuse_levels([study.source for study in studies], options.levels)
         modes = outputs.checkpoints if outputs is not None else ()
-        refuse_level_forms(ckpt, [study.source for study in studies], options.levels, modes)
+        refuse_level_forms(ckpt, [study.source for study in studies], options.levels, modes, lean=options.lean)
         studies = [cut_levels(ckpt, study) for study in studies]
     if options.refresh is not None:
         modes = outputs.checkpoints if outputs is not None else ()

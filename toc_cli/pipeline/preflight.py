@@ -24,6 +24,7 @@ from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import inexact_mean
 from toc_cli.pipeline.codes import refuse_codes
 from toc_cli.pipeline.curve import parse_sweep
+from toc_cli.pipeline.forms import refuse_forms
 from toc_cli.pipeline.memory import refuse_what_does_not_fit
 from toc_cli.pipeline.options import AUTO, Options
 from toc_cli.pipeline.outputs import Outputs, stem_named
@@ -184,26 +185,14 @@ def _refuse_code_forms(ckpt: Checkpoint, sources: Sequence[Source], modes: Seque
     """UsageError for a form that cannot hold fewer codes."""
     for source in sources:
         reasons = {mode: recode.refusal(ckpt, source.book, mode) for mode in MODES}
-        for mode in modes:
-            if reasons[mode]:
-                fine = [mode for mode, reason in reasons.items() if not reason]
-                raise UsageError(
-                    f"--emit {mode} is not possible for {printable(source.book.shown)} with --codes: {reasons[mode]}.",
-                    f"Possible here: {', '.join(fine)}.",
-                )
+        refuse_forms(source.book, reasons, modes, "--codes")
 
 
 def refuse_impossible(ckpt: Checkpoint, wanted: Sequence[Wanted], modes: Sequence[Mode]) -> None:
     """UsageError with the family's sentence for a mode that some codebook cannot take."""
     for each in (one for one in wanted if not one.codes_alone):
         offered = supported(ckpt, each.source.book, each.count, rotated=each.rotated)
-        for mode in modes:
-            if offered[mode]:
-                fine = [mode for mode, reason in offered.items() if not reason]
-                raise UsageError(
-                    f"--emit {mode} is not possible for {printable(each.source.book.shown)}: {offered[mode]}.",
-                    f"Possible here: {', '.join(fine)}.",
-                )
+        refuse_forms(each.source.book, offered, modes)
     if "sliced" in modes:
         _refuse_half_cuts(ckpt, [one for one in wanted if not one.codes_alone])
 

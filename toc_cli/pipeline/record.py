@@ -59,7 +59,9 @@ class BookRecord:
         self.choice, self.runs = choice, runs
         self.levels, self.heads = len(study.full.levels), study.full.heads
         self.num_codes = [level.codes.shape[1] for level in study.full.levels]
-        self.before_geometry = _geometries([level.codes for level in study.full.levels], study.census.rows)
+        self.came = study.source.came
+        self.came_codes = [level.codes.shape[1] for level in self.came.levels]
+        self.before_geometry = _geometries([level.codes for level in self.came.levels], study.census.rows)
         self.after_geometry = _geometries([level.codes for level in choice.form.levels], study.census.rows)
 
     def build(self, **more: Any) -> dict[str, Any]:
@@ -134,10 +136,9 @@ class BookRecord:
             }
             many = measure(run.sums[name], full=full, spread=run.spread, weights=weights, level=level)
             tokens = run.tokens[name] if level is None else run.tokens[name][:, level : level + 1]
-            counts = [
-                count for at, count in enumerate(count_tokens(run.tokens[name], self.num_codes)) if level in (None, at)
-            ]
-            codes = self.num_codes if level is None else [self.num_codes[level]]
+            sizes = self.num_codes if pruned else self.came_codes
+            counts = [count for at, count in enumerate(count_tokens(run.tokens[name], sizes)) if level in (None, at)]
+            codes = sizes if level is None else [sizes[level]]
             used = _rounded(usage(counts))
             one |= used | _shape(shape if level is None else [shape[level]])
             one["usage_rank"] = _usage_rank(
@@ -156,7 +157,7 @@ class BookRecord:
         return sides[0], sides[1], {"before": intervals[0], "after": intervals[1]}
 
     def _levels(self, name: str, level: int | None) -> list[Any]:
-        form = self.source.full if name == "full" else self.choice.form
+        form = self.came if name == "full" else self.choice.form
         return list(form.levels) if level is None else [form.levels[level]]
 
     def _baselines(self, run: Measured) -> dict[str, Any]:
@@ -223,15 +224,17 @@ class BookRecord:
             entry: dict[str, Any] = {"paired_rows": left.rows}
             for side, name in (("before", "full"), ("after", CHOSEN)):
                 p, q = left.tokens[name], right.tokens[name]
+                sizes = self.num_codes if name == CHOSEN else self.came_codes
                 entry[side] = {
                     "code_agreement": matches(p, q) / len(p),
-                    "js_bits": js_bits(count_tokens(p, self.num_codes), count_tokens(q, self.num_codes)),
+                    "js_bits": js_bits(count_tokens(p, sizes), count_tokens(q, sizes)),
                 }
             result[f"{a.dataset.name}|{b.dataset.name}"] = entry
         return result
 
     def _pictures(self, run: Measured) -> list[dict[str, Any]]:
-        before, after = (count_tokens(run.tokens[name], self.num_codes) for name in ("full", CHOSEN))
+        before = self._counts_by_new_id(run.tokens["full"])
+        after = count_tokens(run.tokens[CHOSEN], self.num_codes)
         places = [(level, head) for level in range(self.levels) for head in range(self.heads)][:MOST_FIGURES]
         return [
             {"level": level, "head": head, **figures(
@@ -240,6 +243,15 @@ class BookRecord:
             )}
             for level, head in places
         ]  # fmt: skip
+
+    def _counts_by_new_id(self, tokens: torch.Tensor) -> list[np.ndarray]:
+        """How often each code that stays was chosen before, (H, K_l) per level: by those that merged into it as well."""
+        kept, cut = tokens[:, : self.levels].long(), self.source.codes
+        if cut is None:
+            return count_tokens(kept, self.num_codes)
+        new = cut.cut.translate(kept)
+        counts = count_tokens(new + 1, [size + 1 for size in self.num_codes])  # the vanished ones first
+        return [table[:, 1:] for table in counts]
 
 
 _FIELDS = (

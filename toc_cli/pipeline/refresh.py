@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from toc_cli.ops.quantiser import Quantiser
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.counting import own_chunks, own_start
 from toc_cli.pipeline.curve import Curve
+from toc_cli.pipeline.forms import refuse_forms
 from toc_cli.pipeline.source import Refreshed, Source, form_for
 from toc_cli.pipeline.study import Study
 
-Places = dict[tuple[int, int], Gathered]
-"""By (level, head)."""
+Heads = list[Gathered]
+"""Of one level, by head."""
 
 
 def refuse_refresh(ckpt: Checkpoint, sources: Sequence[Source], modes: Sequence[Mode]) -> None:
@@ -48,13 +50,7 @@ def refuse_refresh(ckpt: Checkpoint, sources: Sequence[Source], modes: Sequence[
                 "Leave it out.",
             )
         reasons = {mode: recode.refusal(ckpt, source.book, mode) for mode in MODES}
-        for mode in modes:
-            if reasons[mode]:
-                fine = [mode for mode, reason in reasons.items() if not reason]
-                raise UsageError(
-                    f"--emit {mode} is not possible for {shown} with --refresh: {reasons[mode]}.",
-                    f"Possible here: {', '.join(fine)}.",
-                )
+        refuse_forms(source.book, reasons, modes, "--refresh")
 
 
 def refreshed(curve: Curve, choice: Choice) -> tuple[Study, Choice]:
@@ -64,11 +60,10 @@ def refreshed(curve: Curve, choice: Choice) -> tuple[Study, Choice]:
     aside = {sample.fit.dataset.name: sample.blocks for sample in curve.samples} if curve.apart else {}
     found, rows = choice, 0
     for _ in range(steps):
-        means = _means(study, found, aside)
-        rows = int(means[0, 0].counts.sum())
-        if rows == 0:
-            break
-        found = replace(found, full=_stepped(found, means), codes=b"refreshed")
+        for level in range(len(choice.full.levels)):  # each level sees what the new codes of the ones before leave
+            means = _means(study, found, level, aside)
+            rows = int(means[0].counts.sum())
+            found = replace(found, full=_stepped(found, level, means), codes=b"refreshed")
     tables = tuple(
         level.codes.cpu().to(read.dtype if read.element_size() >= 2 else level.codes.dtype)
         for level, read in zip(found.full.levels, study.source.parts.tables, strict=True)
@@ -82,35 +77,35 @@ def refreshed(curve: Curve, choice: Choice) -> tuple[Study, Choice]:
     return replace(study, source=source), found
 
 
-def _means(study: Study, choice: Choice, aside: Mapping[str, list[tuple[int, int]]]) -> Places:
-    """What each kept code gathers, over every modality and rank, in the order of the grid."""
-    total: Places = {}
+def _means(study: Study, choice: Choice, level: int, aside: Mapping[str, list[tuple[int, int]]]) -> Heads:
+    """What each kept code of a level gathers, over every modality and rank, in the order of the grid."""
+    total: Heads = []
     form = choice.form
     with study.progress("refreshing codes", sum(fit.dataset.rows for fit in study.fits)) as advance:
         for fit in study.fits:
             name, stream = fit.dataset.name, fit.dataset
-            own = _segments(study, form_for(form, fit), name, stream.rows, aside.get(name, []), advance)
+            own = _segments(study, form_for(form, fit), level, name, stream.rows, aside.get(name, []), advance)
             for segment in own if study.ranks.world == 1 else study.ranks.concatenate(own):
-                total = segment if not total else {place: total[place] + segment[place] for place in total}
+                total = segment if not total else _added(total, segment)
     return total
 
 
 def _segments(
-    study: Study, form: Quantiser, name: str, rows: int, aside: Sequence[tuple[int, int]], advance: Any
-) -> Iterator[Places]:
+    study: Study, form: Quantiser, level: int, name: str, rows: int, aside: Sequence[tuple[int, int]], advance: Any
+) -> Iterator[Heads]:
     """The sums of this rank's segments of the grid, block upon block; of one process all in one running sum of segments."""
     blocks = grid(rows)
     at = own_start(rows, study.ranks)
-    current: Places | None = None
+    current: Heads | None = None
     for x in own_chunks(study.features, name, rows, study.ranks):
         for start in range(0, len(x), blocks.block):
             block = x[start : start + blocks.block]
-            state = _block(form, block[_seen(at, len(block), aside)])
+            state = _block(form, level, block[_seen(at, len(block), aside)])
             fresh = (at // blocks.block) % blocks.per_segment == 0
             if fresh and current is not None:
                 yield current
                 current = None
-            current = state if current is None else {place: current[place] + state[place] for place in state}
+            current = state if current is None else _added(current, state)
             at += len(block)
         advance(len(x))
     if current is not None:
@@ -125,32 +120,35 @@ def _seen(start: int, count: int, aside: Sequence[tuple[int, int]]) -> torch.Ten
     return seen
 
 
-def _block(form: Quantiser, x: torch.Tensor) -> Places:
+def _added(one: Heads, other: Heads) -> Heads:
+    return [a + b for a, b in zip(one, other, strict=True)]
+
+
+def _block(form: Quantiser, level: int, x: torch.Tensor) -> Heads:
     tokens = form.tokens(x)
-    found: Places = {}
-    for at, (level, z) in enumerate(zip(form.levels, form.inputs(x, tokens), strict=True)):
-        for head in range(form.heads):
-            kept = level.columns(head)
-            compared = level.compared(z, head)
-            rows = compared if kept is None else compared[:, kept]
-            found[at, head] = gathered(rows, tokens[:, at, head].numpy(), level.codes.shape[1])
+    own = form.levels[level]
+    z = next(islice(form.inputs(x, tokens), level, None))
+    found = []
+    for head in range(form.heads):
+        kept, compared = own.columns(head), own.compared(z, head)
+        rows = compared if kept is None else compared[:, kept]
+        found.append(gathered(rows, tokens[:, level, head].numpy(), own.codes.shape[1]))
     return found
 
 
-def _stepped(choice: Choice, means: Places) -> Quantiser:
-    """The unpruned quantiser with new codes in the kept subspace; what lies off it stays."""
-    form, tables = choice.form, []
-    for at, (level, short) in enumerate(zip(choice.full.levels, form.levels, strict=True)):
-        heads = []
-        for head, codes in enumerate(level.codes.cpu()):
-            after = stepped(short.codes[head], means[at, head])
-            whole = float64(codes).copy()
-            if short.rotation is not None:
-                turn = float64(short.rotation[head])
-                whole += matmul(after - matmul(whole, turn), turn.T)
-            else:
-                kept = short.columns(head)
-                whole[:, slice(None) if kept is None else kept.numpy()] = after
-            heads.append(torch.from_numpy(whole).to(codes.dtype))
-        tables.append(torch.stack(heads).to(level.codes.device))
+def _stepped(choice: Choice, at: int, means: Heads) -> Quantiser:
+    """The unpruned quantiser with new codes of one level in the kept subspace; what lies off it stays."""
+    tables = [level.codes for level in choice.full.levels]
+    short, heads = choice.form.levels[at], []
+    for head, codes in enumerate(tables[at].cpu()):
+        after = stepped(short.codes[head], means[head])
+        whole = float64(codes).copy()
+        if short.rotation is not None:
+            turn = float64(short.rotation[head])
+            whole += matmul(after - matmul(whole, turn), turn.T)
+        else:
+            kept = short.columns(head)
+            whole[:, slice(None) if kept is None else kept.numpy()] = after
+        heads.append(torch.from_numpy(whole).to(codes.dtype))
+    tables[at] = torch.stack(heads).to(tables[at].device)
     return choice.full.recoded(tables)

@@ -64,7 +64,7 @@ class Sample:
         self.study, self.fit, self.shift = study, fit, shift
         self.whole = fit.dataset.sample(study.options.eval_rows)
         self.blocks = self.whole if part is None else half(self.whole, part, study.options.seed)
-        full, ranks = form_for(study.full, fit), study.ranks
+        full, ranks = form_for(study.source.came, fit), study.ranks
         self._enters = full.enters and not full.level_in
         share = range(ranks.rank * len(self.blocks) // ranks.world, (ranks.rank + 1) * len(self.blocks) // ranks.world)
         width = max(full.width, full.heads * full.dim)
@@ -87,7 +87,7 @@ class Sample:
 
     def chunks(self) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]], _Truth]]:
         """This rank's rows (n, W) a chunk at a time, each piece's place among them, and what the full codebook makes of them."""
-        full = self.side(self.study.full)
+        full = self.side(self.study.source.came)
         truths = []
         for at, (x, bounds) in enumerate(self._read()):
             truth = self._truths[at] if self._truths else self._truth(full, x, bounds)
@@ -116,7 +116,7 @@ class Sample:
 
     def _read(self) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]]]]:
         """The rows of each group, and its pieces as places among them."""
-        full = form_for(self.study.full, self.fit)
+        full = form_for(self.study.source.came, self.fit)
         runs = self.fit.dataset.ranges([run for group in self._groups() for run in joined(group)])
         for group in self._groups():
             ends = np.cumsum([stop - start for start, stop in group]).tolist()
@@ -176,7 +176,7 @@ def firsts(bounds: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def measure_forms(sample: Sample, forms: Mapping[str, Form], keep: Collection[str]) -> Measured:
-    """Compare every form with the full codebook on the sample of one modality; the same on every rank.
+    """Compare every form with the codebook as it came on the sample of one modality; the same on every rank.
 
     Of the forms named in `keep`, and of `full`, tokens and near ties are wanted as well; near ties of others are NaN.
     """
@@ -194,7 +194,8 @@ def measure_forms(sample: Sample, forms: Mapping[str, Form], keep: Collection[st
         units=stream.units_in(sample.blocks),
         strata=((paired.name, len(sample.blocks)),),
     )
-    width = max(sample.study.full.width, sample.study.full.heads * sample.study.full.dim)
+    came = sample.study.source.came
+    width = max(came.width, came.heads * came.dim)
     counts = [len(pieces(start, stop, width)) for start, stop in sample.blocks]
     edges = np.cumsum([0, *counts[:-1]])
     spreads = [part.spread for part in gathered if part.spread is not None]
@@ -242,13 +243,14 @@ def _compare(
     keep: Collection[str],
     advance: Callable[[int], None],
 ) -> _Part:
-    target, starts = target_of(sample.side(sample.study.full), x, bounds), firsts(bounds)
+    source = sample.study.source
+    target, starts, same = target_of(sample.side(source.came), x, bounds), firsts(bounds), source.same(truth.tokens)
     part = _Part(truth.spread, {"full": truth.sums}, {"full": truth.tokens} if "full" in keep else {})
     advance(len(x))
     for name, build in forms.items():
         form = sample.side(build())
         found = lookups(form, x, bounds, near_ties=name in keep)
-        part.sums[name] = block_sums(form, found, truth.tokens, target, starts)
+        part.sums[name] = block_sums(form, found, same, target, starts)
         if name in keep:
             part.tokens[name] = found.tokens.to(truth.tokens.dtype)
         advance(len(x))

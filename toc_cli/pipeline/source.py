@@ -36,6 +36,17 @@ class Source:
     about_levels: Mapping[str, Any] | None = None
     """The record's `levels_cut`."""
 
+    @property
+    def came(self) -> Quantiser:
+        """The quantiser as the model came with it, before `--levels` and `--codes`: what every figure compares with."""
+        before = self.codes.before if self.codes is not None else self
+        return before.full if before.whole is None else before.whole.full
+
+    def same(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (N, L, H) of `came` as those of `full`: of the levels that stay, -1 where a code has gone or changed its meaning."""
+        kept = tokens[:, : len(self.full.levels)]
+        return kept if self.codes is None else self.codes.cut.kept(kept.long())
+
 
 @dataclass(frozen=True)
 class Recoded:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from toc_cli.report.rivals import Rival, cheaper, listed
-from toc_cli.report.verdict import FEATURES_PER_CODE, Values
+from toc_cli.report.verdict import FEATURES_PER_CODE, Values, also_cut
 from toc_cli.report.words import name as shown
 from toc_cli.report.words import number, plural
 
@@ -42,6 +42,7 @@ SAME = 0.95
 MOST_FEATURES = 3
 """Feature files that a command names; of more it says `FEATURES`."""
 READING = {"codebook": "--codebook", "layout": "--layout", "metric": "--metric", "channel_axis": "--channel-axis"}
+CUT = {"levels": "--levels", "codes": "--codes", "refresh": "--refresh"}
 CHOICE = {"normalize": "--normalize", "ratio": "--ratio", "fill": "--fill", "seed": "--seed"}
 DEFAULTS = {"normalize": "none", "seed": 0}
 """Options that a command repeats: how the files are read always, how dimensions are chosen where the criterion stays."""
@@ -109,8 +110,9 @@ def _veto(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
 def _nothing_lost(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
     excess, agreement = values.get("excess_distortion"), values.get("token_agreement")
     bounds = book["ci95"]["after"].get("excess_distortion")
-    if book["kept_dim"] == book["dim"] and agreement == 1:
-        return Advice("ship", "Ship it: every dimension is kept and every token is unchanged.", codebook=book["id"])
+    if book["kept_dim"] == book["dim"] and agreement == 1 and (excess is None or excess <= 0):
+        kept = "every dimension is kept" if not also_cut(book) else f"{_share(book)} kept"
+        return Advice("ship", f"Ship it: {kept}, and every token is unchanged.", codebook=book["id"])
     lossless = agreement == 1 if excess is None else (bounds[0] if bounds else excess) <= 0
     asked = _asked(record["options"], excess, agreement)
     if not asked and not (lossless and (agreement is None or agreement >= SAME)):
@@ -143,7 +145,7 @@ def _stop(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
         then = f"{_costs_less(record, book, better)}{_forms(book, better)}."
         return Advice("stop", f"Do not ship this selection: {cost}.", then, _instead(record, book, better), book["id"])
     low = values.get("advantage_over_random_low")
-    if low is not None and low <= 0:
+    if low is not None and low <= 0 and book["kept_dim"] < book["dim"]:
         text = f"Do not ship this selection: {cost}, and random dimensions do as well at this size."
         if record["options"].get("criterion") == "auto":
             command = rerun(record, keep="auto", min_agreement=SAME)
@@ -215,8 +217,11 @@ def _share(book: Mapping[str, Any]) -> str:
     kept, dim = book["kept_dim"], book["dim"]
     words = {2: "half the dimensions", 3: "a third of the dimensions", 4: "a quarter of the dimensions"}
     if kept < dim and dim % kept == 0 and dim // kept in words:
-        return words[dim // kept]
-    return f"{kept:,} of {dim:,} dimensions"
+        dimensions = words[dim // kept]
+    else:
+        dimensions = f"{kept:,} of {dim:,} dimensions"
+    cut = also_cut(book)
+    return ", ".join([*cut, *([dimensions] if kept < dim or not cut else [])])
 
 
 def _below(share: float) -> str:
@@ -256,7 +261,7 @@ def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **cha
     if options.get("keep") == "auto":
         bounds = ("max_distortion", "min_agreement")
         words += [f"--{b.replace('_', '-')} {options[b]:g}" for b in bounds if options.get(b) is not None]
-    flags = READING if "criterion" in changes else {**READING, **CHOICE}
+    flags = {**READING, **CUT} if "criterion" in changes else {**READING, **CUT, **CHOICE}
     for name, flag in flags.items():
         value = options.get(name)
         if value not in (None, [], DEFAULTS.get(name)):

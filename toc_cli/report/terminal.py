@@ -66,32 +66,45 @@ def _subject(subject: Subject) -> list[RenderableType]:
     return parts
 
 
-WIDE = 100
-"""Columns from which every column of a table is drawn."""
-QUALITY = ("before", "after", "95% interval", "random", "pca", "variance*", "random range*")
-STATE = ("before", "after", "change", "95% interval*")
+QUALITY = ("before", "after", "95% interval", "random", "pca", "variance", "random range")
+STATE = ("before", "after", "change", "95% interval")
 COMPARED = ("baseline", "this run", "change")
-"""The columns of each table; those with a star only in a wide terminal."""
+"""The columns of each table, the dearest first: in a narrow terminal the last ones are left out."""
+GAP = 2
+LEAST = 3
+"""Columns that are drawn however narrow the terminal is."""
 
 
 class Fitted:
-    """A table of one line per metric: what does not fit into the terminal is left to the other formats."""
+    """A table of one line per metric: columns that do not fit into the terminal whole are left to the other formats."""
 
     def __init__(self, head: Sequence[str], rows: Sequence[Row]) -> None:
         self.head, self.rows = head, rows
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        columns = [name for name in self.head if options.max_width >= WIDE or not name.endswith("*")]
-        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        columns = self._fitting(options.max_width)
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
         table.add_column("", no_wrap=True)
         for name in columns:
-            table.add_column(name.rstrip("*"), justify="right", no_wrap=True)
+            table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            cells = [_cell(row, name.rstrip("*"), self.head) for name in columns]
+            cells = [_cell(row, name, self.head) for name in columns]
             if row.good:
                 cells[columns.index("change")].stylize({"better": "green", "worse": "red"}[row.good])
             table.add_row(Text(row.metric.label), *cells)
         yield Padding(table, (0, 0, 1, 0))
+
+    def _fitting(self, room: int) -> list[str]:
+        """The first columns that fit side by side, none of them cut."""
+        left = room - max((len(row.metric.label) for row in self.rows), default=0) - GAP
+        found: list[str] = []
+        for name in self.head:
+            wide = max(len(name), *(_cell(row, name, self.head).cell_len for row in self.rows)) if self.rows else 0
+            left -= wide + GAP
+            if left < 0 and len(found) >= LEAST:
+                break
+            found.append(name)
+        return found
 
 
 def _cell(row: Row, column: str, head: Sequence[str]) -> Text:
@@ -104,5 +117,4 @@ def _cell(row: Row, column: str, head: Sequence[str]) -> Text:
 
 def _place(column: str, head: Sequence[str]) -> int:
     """Where a row holds a column's cell: rows hold before, after, random, variance, pca, whatever order they are shown in."""
-    order = tables.COLUMNS if head is QUALITY else tuple(name.rstrip("*") for name in head)
-    return order.index(column)
+    return (tables.COLUMNS if head is QUALITY else head).index(column)

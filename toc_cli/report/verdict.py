@@ -39,10 +39,22 @@ def warnings(record: Mapping[str, Any], values: Mapping[int, Values]) -> list[Al
     return found
 
 
+def also_cut(codebook: Mapping[str, Any]) -> list[str]:
+    """What was cut beside dimensions, in words: levels and codes."""
+    levels, codes = codebook.get("levels_cut") or {}, codebook.get("codes") or {}
+    found = []
+    if levels.get("after", 0) < levels.get("before", 0):
+        found.append(f"{levels['after']:,} of {levels['before']:,} levels")
+    if codes:
+        found.append(f"{max(codes['after']):,} of {max(codes['before']):,} codes")
+    return found
+
+
 def summary(codebook: Mapping[str, Any], values: Values) -> str:
     """One sentence: what was kept and what it cost."""
     intervals = codebook["ci95"]["after"]
-    parts = [f"keeps {codebook['kept_dim']:,} of {codebook['dim']:,} dimensions"]
+    kept = [*also_cut(codebook), f"{codebook['kept_dim']:,} of {codebook['dim']:,} dimensions"]
+    parts = [f"keeps {', '.join(kept)}"]
     agreement, excess, ratio = (values.get(name) for name in ("token_agreement", "excess_distortion", "bytes_ratio"))
     if agreement is not None:
         spread = interval(intervals.get("token_agreement"), "share")
@@ -50,6 +62,10 @@ def summary(codebook: Mapping[str, Any], values: Values) -> str:
     if excess is not None:
         spread = interval(intervals.get("excess_distortion"), "change")
         parts.append(f"distortion {number(excess, 'change')} {spread}".rstrip())
+    if refresh := codebook.get("refresh"):
+        rows = "rows that they did not see" if refresh["apart"] else "the rows that they saw, for want of others"
+        was = number(refresh["before"]["excess_distortion"], "change")
+        parts[-1] += f" (before {plural(refresh['steps'], 'step')} of refreshing {was}, measured on {rows})"
     if ratio is not None:
         parts.append(f"{number(ratio, 'share')} of the codebook's bytes")
     known = reading(codebook)
@@ -102,7 +118,7 @@ def headline(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str, advice
 def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
     """Where the paired advantage may be 0, or the chosen interval overlaps what single random sets reach."""
     low, value = values["advantage_over_random_low"], values["advantage_over_random"]
-    if low is None or value is None:
+    if low is None or value is None or codebook["kept_dim"] == codebook["dim"]:
         return None
     chosen = codebook["ci95"]["after"].get("excess_distortion")
     best = codebook["baselines"].get("random", {}).get("excess_distortion", {}).get("min")

@@ -97,6 +97,8 @@ def test_a_layer_before_the_table_is_named_where_features_are_as_wide_as_its_inp
     code, message = quantize(tmp_path)
     assert code == 3
     assert "to_codes.weight (6, 12) may stand before it" in message
+    write(tmp_path, {"vq.codebook.weight": draw(0, 32, 6), "mix.weight": draw(1, 6, 6)}, draw(2, N, 12), None)
+    assert "mix.weight" not in quantize(tmp_path)[1]
 
 
 def test_sums_and_counts_beside_an_unsure_table_are_tried_without_an_error(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def first_parts(parts: Parts, count: int) -> Parts:
     )
 
 
-def refusal(ckpt: Checkpoint, book: Codebook, count: int, mode: Mode) -> str:
-    """Why a mode cannot be written with the first `count` levels of the whole `book`; "" where it can."""
+def refusal(ckpt: Checkpoint, book: Codebook, count: int, mode: Mode, *, lean: bool = False) -> str:
+    """Why a mode cannot be written with the first `count` levels of the whole `book`; "" where it can. `lean`: without the
+    optimizer's state."""
     if mode == "codebook" or count >= book.levels:
         return ""
     if mode in ("masked", "consumer"):
@@ -69,16 +70,18 @@ def refusal(ckpt: Checkpoint, book: Codebook, count: int, mode: Mode) -> str:
         return f"nothing can be left out of a {ckpt.container} file"
     if not _modules(book):
         return "its levels have no modules of their own in the file that could be left out"
-    if any(is_optimizer(info) for info in ckpt.infos.values()):
+    if book.exact_levels is not None:
+        return "its later levels go through networks of their own, which stand elsewhere in the file"
+    if not lean and any(is_optimizer(info) for info in ckpt.infos.values()):
         return "the optimizer state in the file numbers its tensors, and would belong to others (--lean leaves it out)"
     if ckpt.config is not None and (book.family not in IN_CONFIG or not _config(ckpt, book, count)):
         return "nothing says which value of its config is the number of levels"
     return ""
 
 
-def without_levels(ckpt: Checkpoint, book: Codebook, count: int, on: Edits) -> Edits:
+def without_levels(ckpt: Checkpoint, book: Codebook, count: int, on: Edits, *, lean: bool = False) -> Edits:
     """The edits of the sliced form, without the levels of the whole `book` from `count` on. UsageError where it cannot be."""
-    if reason := refusal(ckpt, book, count, "sliced"):
+    if reason := refusal(ckpt, book, count, "sliced", lean=lean):
         raise UsageError(
             f"--emit sliced is not possible for {printable(book.shown)} with --levels: {reason}.", "Leave one out."
         )
@@ -94,7 +97,7 @@ def without_levels(ckpt: Checkpoint, book: Codebook, count: int, on: Edits) -> E
 
 def dropped(ckpt: Checkpoint, book: Codebook, count: int) -> frozenset[str]:
     """Full keys of the modules of the levels from `count` on, in every copy of the model."""
-    prefixes = tuple(_modules(book)[count:])
+    prefixes = tuple(prefix for own in _modules(book)[count:] for prefix in own)
     found = {key for key in ckpt.infos if prefixes and key.startswith(prefixes)}
     for copy in book.copies:
         found |= {other for key in tuple(found) if (other := copy_key(ckpt, book.root, copy, key))}
@@ -106,9 +109,16 @@ def load_hint(book: Codebook, count: int) -> str:
     return f"{count} levels in place of {book.levels}"
 
 
-def _modules(book: Codebook) -> list[str]:
-    """What the keys of each level begin with: up to the one number in which the keys of the tables differ; none where they do not."""
-    names = [level[0] for level in book.keys]
+def _modules(book: Codebook) -> list[tuple[str, ...]]:
+    """Per level what the keys of its modules begin with, one for each head that has tables of its own; none where they have none."""
+    heads = [_numbered([level[head] for level in book.keys]) for head in range(len(book.keys[0]))]
+    if not all(heads):
+        return []
+    return [tuple(dict.fromkeys(own)) for own in zip(*heads, strict=True)]
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """The names up to the one number in which they differ; none where they differ otherwise."""
     split = [re.split(r"(?<=[./])", name) for name in names]
     if len(set(map(len, split))) > 1 or len(set(names)) < len(names) or len(names) < 2:
         return []

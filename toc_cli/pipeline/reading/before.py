@@ -16,14 +16,13 @@ def layers_before(ckpt: Checkpoint, source: Source, features: Features) -> list[
     given = {stream.width for stream in features.datasets.values() if not stream.problem} - {inner}
     found = []
     for info in ckpt.infos.values():
-        lengths = [n for n in info.shape if n > 1]
         matrix = (
             len(info.shape) >= 2
             and all(n == 1 for n in info.shape[2:])
             and not is_optimizer(info)
             and info.key not in tables
         )
-        if matrix and len(lengths) == 2 and inner in info.shape[:2] and set(info.shape[:2]) - {inner} <= given:
+        if matrix and any(sorted(info.shape[:2]) == sorted((inner, width)) for width in given):
             found.append(f"{printable(info.key, 80)} {tuple(info.shape)}")
     return found
 
