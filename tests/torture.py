@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torture_more import MORE, usable
+from torture_more import MORE, inspected, streamed, usable
 
 SECONDS = 10
 MEMORY = 1 << 30
@@ -195,12 +195,6 @@ def train_config(folder: Path) -> Path:
     return folder / "c.toml"
 
 
-def inspected(path: Path) -> object:
-    from toc_cli.pipeline import inspect_checkpoint
-
-    return inspect_checkpoint(path, numbers=True)
-
-
 def inspected_folder(path: Path) -> object:
     return inspected(path.parent if path.name == "config.json" else path)
 
@@ -212,16 +206,6 @@ def reported(path: Path) -> object:
 
     report = assemble([read_run(path)])
     return markdown.render(report), junit.render(report)
-
-
-def streamed(path: Path) -> object:
-    from toc_cli.io.features import open_features
-
-    found = open_features(path, max_memory=1 << 26)
-    for dataset in found.select({6}):
-        for _ in found.blocks(dataset.name):
-            pass
-    return [labels.read() for labels in found.labels.values()]
 
 
 def gated(path: Path) -> object:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toc_cli.errors import InputError, UsageError
-from toc_cli.fcid.data import BatchPlan, epoch_order, load_batches, open_split, split_names
+from toc_cli.fcid.batches import BatchPlan, epoch_order, load_batches
+from toc_cli.fcid.data import open_split, split_names
 
 
 def write(path: Path, split: str = "train", **columns: object) -> Path:

@@ -17,7 +17,8 @@ import library_models as models
 from cli import toc
 from toc_cli.pipeline.curve import Curve
 from toc_cli.pipeline.options import Options
-from toc_cli.pipeline.plan import Plan, plan_optimization
+from toc_cli.pipeline.plan import Plan
+from toc_cli.pipeline.planning import plan_optimization
 from toc_cli.report.advice import rerun
 from toc_cli.report.schema import validate
 

@@ -58,7 +58,7 @@ def after(monkeypatch: pytest.MonkeyPatch, place: str, change: Callable[[], None
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        (("optimize", "model.safetensors", "--features", "feats.h5"), "toc_cli.pipeline.plan.count_usage"),
+        (("optimize", "model.safetensors", "--features", "feats.h5"), "toc_cli.pipeline.planning.count_usage"),
         (
             ("optimize", "model.safetensors", "--features", "feats.h5", "--emit", "masked"),
             "toc_cli.pipeline.emission.edits_for",

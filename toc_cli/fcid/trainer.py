@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from toc_cli.errors import InputError, OutputError, UsageError, missing_extra
 from toc_cli.fcid.aligner import StepLosses, load_into
 from toc_cli.fcid.batch import Batch
+from toc_cli.fcid.batches import BatchPlan, load_batches
 from toc_cli.fcid.comm import Comm
-from toc_cli.fcid.data import BatchPlan, Split, load_batches
+from toc_cli.fcid.data import Split
 from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.memory import steady_memory
 from toc_cli.fcid.model import build_model

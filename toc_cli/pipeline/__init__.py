@@ -3,7 +3,8 @@
 from toc_cli.pipeline.inspect import inspect_checkpoint
 from toc_cli.pipeline.options import Options, Progress
 from toc_cli.pipeline.outputs import Outputs
-from toc_cli.pipeline.plan import Plan, plan_optimization
+from toc_cli.pipeline.plan import Plan
+from toc_cli.pipeline.planning import plan_optimization
 from toc_cli.pipeline.quantize import QuantizeOptions, quantize_features
 
 __all__ = [
