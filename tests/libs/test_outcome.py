@@ -69,6 +69,49 @@ CASES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Path], Path]]] =
 }
 
 
+def own_tokens(name: str, folder: Path, x: torch.Tensor) -> np.ndarray:
+    """What the library's own public call says of one input: (rows, levels)."""
+    if name == "vqmodel":
+        from diffusers import VQModel
+
+        model = VQModel.from_pretrained(folder).eval()
+        return model.quantize(model.encode(x).latents)[2][2].reshape(-1, 1).numpy()
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder).eval()
+    widest = {"bandwidth": max(model.config.target_bandwidths)} if name == "encodec" else {}
+    codes = model.encode(x, **widest).audio_codes
+    return codes.reshape(-1, codes.shape[-1]).T.numpy()
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_the_whole_road_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model as it came and a folder of files, at the defaults; the tokens beside the features are those of the library."""
+    make, data = CASES[name]
+    media = data(tmp_path / "files")
+    torch.manual_seed(0)
+    library.save(make(), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    line = "optimize model --features files --keep auto --max-distortion 0.01 --report out.html"
+    done = toc(*line.split())
+    assert done.code == 0, done.err
+    assert re.match(r"(Codebook \d: )?(Ship|Do not ship|Weigh)", done.out)
+    assert "not what this codebook was trained on" not in done.out + done.err, "tokens prove how it is read"
+    codec = MediaCodec(tmp_path / "model")
+    kind, files = list_media(media)
+    with h5py.File("model.features.h5") as found:
+        starts, recorded = found["features.starts"][:], found["features.tokens"][:]
+    for file, start, stop in zip(files, starts, starts[1:], strict=False):
+        theirs = own_tokens(name, tmp_path / "model", torch.from_numpy(read_media(file, kind, codec.shape())[None]))
+        ours = recorded[start:stop].reshape(len(theirs), -1)
+        assert ours.shape == theirs.shape
+        assert (ours == theirs).mean() >= 0.99, file.name  # a batch rounds otherwise
+    (book, *_) = json.loads((tmp_path / "model.toc.json").read_text())["codebooks"]
+    assert book["evidence"] == "proven"
+    assert (tmp_path / "out.html").read_text().count("<h1") == 1
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_one_command_from_a_folder_to_a_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, data = CASES[name]

@@ -145,6 +145,10 @@ def test_chance_stops(record: dict[str, Any]) -> None:
     ("change", "says"),
     [
         ({"before": {"snr_db": -0.1}}, "not what this codebook was trained on"),
+        (
+            {"before": {"snr_db": -0.1}, "evidence": "proven"},
+            "the model is untrained, or these data are not of its kind",
+        ),
         ({"evidence": "assumed"}, "assumed, not known"),
         ({"sample": {"evaluated": 40, "rows": 40}}, "40 features cannot vet 48 codes"),
     ],
@@ -155,7 +159,7 @@ def test_a_veto_comes_before_a_lossless_selection(lossless: dict[str, Any], chan
         book[key] = {**book[key], **value} if isinstance(value, dict) else value
     found = on(lossless)
     assert (found.kind, says in found.text) == ("never", True)
-    if change.get("evidence"):
+    if change.get("evidence") == "assumed":
         lossless["options"]["assume"] = True
         assert on(lossless).kind == "ship"
 

@@ -126,3 +126,20 @@ def test_keep_all_has_nothing_to_compare(record: dict[str, Any]) -> None:
     book |= {"advantage_over_random": None, "stability": None, "kept_dim": 24, "kept": [[list(range(24))]]}
     book["modality_agreement"] = {"jaccard": 1.0, "pairs": {}}
     assert alarms(record) == {}
+
+
+def test_nothing_costs_less_than_keeping_all(record: dict[str, Any]) -> None:
+    """A rotation of every dimension rounds below 0: no reason to try it."""
+    book = quiet(record)["codebooks"][0]
+    book.update(kept_dim=book["dim"])
+    book["baselines"] = {"pca": {"excess_distortion": -1e-7}}
+    book["ci95"]["after"]["excess_distortion"] = [0.0, 0.0]
+    assert not alarms(record)
+
+
+def test_the_name_of_a_codebook_is_said_once(record: dict[str, Any]) -> None:
+    key = quiet(record)["codebooks"][0]["key"]
+    record["warnings"] = [{"id": "off_centre", "codebook": 0, "text": f"{key}: the codes lie far from 0."}]
+    report = assemble([Run("r.toc.json", record)])
+    (alarm,) = report.runs[0].alarms
+    assert (alarm.text, report.runs[0].where(alarm).endswith(key)) == ("the codes lie far from 0.", True)

@@ -21,7 +21,6 @@ from toc_cli import __version__
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.atomic import atomic_file, check_target, sha256
 from toc_cli.io.checkpoint import open_checkpoint
-from toc_cli.io.families import detect
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
 from toc_cli.io.stamps import Stamps
@@ -139,7 +138,6 @@ def capture_media(
     codec = MediaCodec(folder, device=options.device, dtype=DTYPES[options.dtype])
     if codec.kind != kind:
         raise InputError(f"{printable(data)} holds {_plural(kind)}; a {codec.name} reads {_plural(codec.kind)}.")
-    order = _columns(codec, weights)
     shape = codec.shape(options.resize, options.crop, options.seconds)
     done = Captured(output, codec.name, codec.library)
     parts = _Parts(output, identity)
@@ -150,7 +148,7 @@ def capture_media(
             if path.exists():
                 advance(len(some))
             else:
-                _write_part(path, codec, shape, some, order, options, advance)
+                _write_part(path, codec, shape, some, options, advance)
             done.skipped += _skipped(path)
     _join(parts, output, codec, done, files, identity, Stamps(
         codec.name, codec.road.quantiser, "codebook" if kind == "image" else "encoder", codec.library,
@@ -234,26 +232,11 @@ def _same(output: Path, identity: str) -> Captured | None:
         return None
 
 
-def _columns(codec: MediaCodec, weights: Any) -> list[int] | None:
-    """The columns of the tokens in the order of the file's codebooks, where that differs (Mimi gives semantic ones first)."""
-    if codec.name != "MimiModel":
-        return None
-    books = detect(weights)
-    semantic = sum(book.levels for book in books if "semantic" in book.keys[0][0])
-    first = {"semantic": 0, "acoustic": semantic}
-    order: list[int] = []
-    for book in books:
-        group = "semantic" if "semantic" in book.keys[0][0] else "acoustic"
-        order += range(first[group], first[group] + book.levels)
-    return order
-
-
 def _write_part(
     path: Path,
     codec: MediaCodec,
     shape: Shape,
     files: Sequence[MediaFile],
-    order: list[int] | None,
     options: CaptureOptions,
     advance: Callable[[int], None],
 ) -> None:
@@ -263,10 +246,9 @@ def _write_part(
     bad: list[tuple[str, str]] = []
     for group, arrays in _batches(files, codec, shape, options, bad):
         observed = codec.observe(torch.from_numpy(np.stack(arrays)))
-        chosen = observed.tokens if order is None else observed.tokens[:, :, order]
         for at, file in enumerate(group):
             rows.append(observed.rows[at].numpy())
-            tokens.append(chosen[at].numpy())
+            tokens.append(observed.tokens[at].numpy())
             counts.append((files.index(file), len(rows[-1])))
         advance(len(group))
     advance(len(bad))

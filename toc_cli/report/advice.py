@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from toc_cli.report.rivals import Rival, cheaper, listed
+from toc_cli.report.rivals import Rival, cheapest, listed
 from toc_cli.report.verdict import FEATURES_PER_CODE, Values, also_cut
 from toc_cli.report.words import name as shown
 from toc_cli.report.words import number, plural
@@ -90,11 +90,13 @@ def _veto(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
     sides = [book["before"], *(modality["before"] for modality in (book.get("per_modality") or {}).values())]
     snr = min((side["snr_db"] for side in sides if side.get("snr_db") is not None), default=None)
     if snr is not None and snr <= 0:
-        text = (
-            "Do not ship: these features are not what this codebook was trained on: it explains them with "
-            f"{number(snr, 'db')} before anything is pruned."
-        )
-        then = "Capture what reaches the quantiser: `toc capture MODEL DATA -o feats.h5`."
+        before = f"explains them with {number(snr, 'db')} before anything is pruned."
+        if book.get("evidence") == "proven":
+            text = f"Do not ship: the model is untrained, or these data are not of its kind: its codebook {before}"
+            then = "It is read right, so give data like those it was trained on: `toc capture MODEL DATA -o feats.h5`."
+        else:
+            text = f"Do not ship: these features are not what this codebook was trained on: it {before}"
+            then = "Capture what reaches the quantiser: `toc capture MODEL DATA -o feats.h5`."
         return Advice("never", text, then, codebook=book["id"])
     if book.get("evidence") == "assumed" and not record["options"].get("assume"):
         text = "Do not ship yet: how this codebook is read is assumed, not known."
@@ -140,7 +142,7 @@ def _asked(options: Mapping[str, Any], excess: float | None, agreement: float | 
 
 def _stop(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
     cost = _cost(values.get("excess_distortion"), values.get("token_agreement"))
-    better = cheaper(record, book)
+    better = cheapest(record, book)
     if better is not None and _fits(record, better):
         then = f"{_costs_less(record, book, better)}{_forms(book, better)}."
         return Advice("stop", f"Do not ship this selection: {cost}.", then, _instead(record, book, better), book["id"])
@@ -187,7 +189,7 @@ def _weigh(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -
         if bound is None or bound <= 0
         else f"excess_distortion<={_above(100 * bound)}%"
     )
-    other = cheaper(record, book)
+    other = cheapest(record, book)
     tried = len((book.get("auto") or {}).get("candidates") or ())
     nothing = (
         f"no other of the {tried} criteria that `auto` tried does better"

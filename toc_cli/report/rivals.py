@@ -50,14 +50,19 @@ def rivals(record: Mapping[str, Any], book: Mapping[str, Any]) -> list[Rival]:
     return found
 
 
-def cheaper(record: Mapping[str, Any], book: Mapping[str, Any]) -> Rival | None:
-    """The rival that costs least of those that the most asked forms can take, where that is below the interval of the chosen selection.
+def cheapest(record: Mapping[str, Any], book: Mapping[str, Any]) -> Rival | None:
+    """Of the rivals that cost less, the cheapest of those that the most asked forms can take."""
+    return min(cheaper(record, book), key=lambda rival: (len(rival.refused), rival.excess or 0.0), default=None)
+
+
+def cheaper(record: Mapping[str, Any], book: Mapping[str, Any]) -> list[Rival]:
+    """The rivals that cost less than the interval of the chosen selection.
 
     `auto` chose by its own measure among what every asked form can take, so of those only one that keeps as many tokens counts.
     """
     bounds = book["ci95"]["after"].get("excess_distortion")
     if not bounds:
-        return None
+        return []
     kept = book["after"].get("token_agreement")
     by_tokens = (book.get("auto") or {}).get("by") == "token_agreement"
 
@@ -66,8 +71,7 @@ def cheaper(record: Mapping[str, Any], book: Mapping[str, Any]) -> Rival | None:
             return False
         return bool(rival.refused) or not by_tokens or (rival.agreement or 0.0) >= (kept or 0.0)
 
-    found = [rival for rival in rivals(record, book) if counts(rival)]
-    return min(found, key=lambda rival: (len(rival.refused), rival.excess or 0.0), default=None)
+    return [rival for rival in rivals(record, book) if counts(rival)]
 
 
 def offered(book: Mapping[str, Any], criterion: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from toc_cli.report import words
 from toc_cli.report.checks import Outcome
+from toc_cli.report.rivals import cheaper
 from toc_cli.report.words import interval, number, plural
 
 STABLE = 0.8
@@ -29,7 +30,11 @@ class Alarm:
 
 def warnings(record: Mapping[str, Any], values: Mapping[int, Values]) -> list[Alarm]:
     """The pipeline's warnings about the inputs, then ours about each codebook; `values` by codebook id."""
-    found = [Alarm(entry["id"], entry["codebook"], entry["text"]) for entry in record["warnings"]]
+    keys = {codebook["id"]: f"{words.name(codebook['key'], 120)}: " for codebook in record["codebooks"]}
+    found = [
+        Alarm(entry["id"], entry["codebook"], entry["text"].removeprefix(keys.get(entry["codebook"], "")))
+        for entry in record["warnings"]
+    ]
     said = {(entry.id, entry.codebook) for entry in found}
     for codebook in record["codebooks"]:
         for rule in _RULES:
@@ -137,17 +142,16 @@ def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record:
 
 def _beaten_by_baseline(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
     chosen = codebook["ci95"]["after"].get("excess_distortion")
-    excess = {other: codebook["baselines"].get(other, {}).get("excess_distortion") for other in ("variance", "pca")}
-    better = {other: value for other, value in excess.items() if chosen and value is not None and value < chosen[0]}
-    if not better:
+    better = [rival for rival in cheaper(record, codebook) if rival.criterion in ("variance", "pca")]
+    if not better or codebook["kept_dim"] == codebook["dim"]:
         return None
-    best = min(better, key=lambda other: better[other])
+    best = min(better, key=lambda rival: rival.excess or 0.0)
     text = (
-        f"Another selection of the same size costs less: {best} has excess distortion {number(better[best], 'change')}, "
+        f"Another selection of the same size costs less: {best.criterion} has excess distortion {number(best.excess, 'change')}, "
         f"the chosen one {number(values.get('excess_distortion'), 'change')} {interval(chosen, 'change')}. "
-        f"Try --criterion {best}."
+        f"Try --criterion {best.criterion}."
     )
-    return Alarm("beaten_by_baseline", codebook["id"], text, f"advantage_over_{best}")
+    return Alarm("beaten_by_baseline", codebook["id"], text, f"advantage_over_{best.criterion}")
 
 
 def _unstable(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:

@@ -9,6 +9,8 @@ from toc_cli.io.names import printable
 
 EXPLAINED_DB = 0.0
 """At or below it the mean of the features would stand for them as well as their codes do."""
+UNKNOWN = "these features are not what this codebook was trained on, or are read the wrong way (axis, scale, metric, side of a projection)."
+KNOWN = "they are read as the model reads them (its own tokens prove it), so the model is untrained, or these data are not of its kind."
 
 
 def unexplained(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -21,9 +23,7 @@ def unexplained(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if snr is not None and snr <= EXPLAINED_DB:
                 label = printable(entry["key"], 120) or "the array"
                 of = f" of {printable(name, 60)}" if name else ""
-                text = (
-                    f"{label}: all dimensions together reach a signal to noise{of} of {snr:.1f} dB: these features are not what "
-                    "this codebook was trained on, or are read the wrong way (axis, scale, metric, side of a projection)."
-                )
+                why = KNOWN if entry.get("evidence") == "proven" else UNKNOWN
+                text = f"{label}: all dimensions together reach a signal to noise{of} of {snr:.1f} dB: {why}"
                 found.append({"id": "unexplained_features", "codebook": entry["id"], "text": text})
     return found
