@@ -9,8 +9,14 @@ from toc_cli.io.names import printable
 
 EXPLAINED_DB = 0.0
 """At or below it the mean of the features would stand for them as well as their codes do."""
-UNKNOWN = "these features are not what this codebook was trained on, or are read the wrong way (axis, scale, metric, side of a projection)."
-KNOWN = "they are read as the model reads them (its own tokens prove it), so the model is untrained, or these data are not of its kind."
+UNKNOWN = (
+    "these features are not what this codebook was trained on, or are read the wrong way (axis, scale, metric, side of a "
+    "projection)."
+)
+KNOWN = (
+    "they are read as the model reads them (its own tokens prove it), so the model is untrained, or these data are not of "
+    "its kind."
+)
 
 
 def unexplained(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
