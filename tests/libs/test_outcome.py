@@ -155,8 +155,9 @@ def test_one_command_from_a_folder_to_a_page(name: str, tmp_path: Path, monkeypa
     assert re.match(r"(Codebook \d: )?(Ship|Do not ship|Weigh)", done.out)
     checked = toc("report", "model.toc.json", "--check", "masked.output_snr_db>=500")
     assert (checked.code, "masked.output_snr_db" in checked.err + checked.out) == (1, True)
-    again = toc(*arguments, "--emit", "masked", "--report", "out.html", "--force")
-    assert (again.code, "taken as it stands" in again.err) == (0, True)
+    for how in ("--dry-run", "--force"):
+        again = toc(*arguments, "--emit", "masked", "--report", "out.html", how)
+        assert (again.code, "taken as it stands" in again.err) == (0, True), again.err
 
 
 def test_samples_stay_out_where_they_are_not_wanted(tmp_path: Path) -> None:

@@ -179,6 +179,16 @@ def test_dry_run_writes_nothing(here: Path) -> None:
     assert sorted(path.name for path in here.iterdir()) == ["feats.h5", "model.safetensors"]
 
 
+def test_dry_run_where_outputs_stand(here: Path) -> None:
+    line = ("optimize", "model.safetensors", "--features", "feats.h5")
+    assert toc(*line, "-q", cwd=here).code == 0
+    before = {path.name: path.stat().st_mtime_ns for path in here.iterdir()}
+    done = toc(*line, "--dry-run", "--keep", "5", "--emit", "masked", cwd=here)
+    assert done.code == 0, done.err
+    assert "in place of the one that stands" in " ".join(done.out.split())
+    assert {path.name: path.stat().st_mtime_ns for path in here.iterdir()} == before
+
+
 def test_all_dimensions_change_nothing(here: Path) -> None:
     plan = toc_cli.optimize(here / "model.safetensors", here / "feats.h5", keep=24)
     assert plan.metrics[0]["after"]["token_agreement"] == 1

@@ -225,13 +225,10 @@ def captured_first(
     from toc_cli.pipeline.capture import CaptureOptions, capture_features
     from toc_cli.pipeline.source import device_of
 
-    if outputs.planned:
-        raise UsageError(
-            f"--dry-run writes nothing, and {media[0]} must be captured first.",
-            f"toc capture {checkpoint} {media[0]} -o feats.h5",
-        )
     chosen = CaptureOptions(device=str(device_of(options.device)))
-    given, done = capture_features(checkpoint, features, outputs.stem, chosen, progress=sink.progress)
+    given, done = capture_features(
+        checkpoint, features, outputs.stem, chosen, write=not outputs.planned, progress=sink.progress
+    )
     for one in done:
         verb = "taken as it stands" if one.reused else "captured"
         sink.say(f"{one.output}: {verb}, {one.rows:,} rows of {one.files:,} files")

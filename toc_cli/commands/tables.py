@@ -107,7 +107,9 @@ def plan_parts(plan: Plan, dry_run: bool) -> list[RenderableType]:
         for stream in plan.record["features"]:
             written.add_row("would read", name(stream["name"]), _stream(stream))
         for mode in ("codebook", *plan.outputs.checkpoints):
-            written.add_row("would write", name(str(plan.outputs.of(mode))), f"{plan.size(mode):,} bytes")
+            target = plan.outputs.of(mode)
+            stands = ", in place of the one that stands (--force)" if target.exists() else ""
+            written.add_row("would write", name(str(target)), f"{plan.size(mode):,} bytes{stands}")
     for entry in plan.record["outputs"]:
         written.add_row("wrote", name(str(plan.outputs.stem.parent / entry["name"])), f"{entry['bytes']:,} bytes")
     return [*parts, written]

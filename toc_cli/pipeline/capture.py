@@ -101,6 +101,7 @@ def capture_media(
     *,
     force: bool = False,
     reuse: bool = False,
+    write: bool = True,
     progress: Progress = silent,
 ) -> Captured:
     """Run every picture or sound of `data` (files, or the items of a file of arrays) through the encoder of the codec `model`,
@@ -109,10 +110,11 @@ def capture_media(
     Writes `features` (N, W) float32, `features.tokens` (N, L) or (N, L, H), the model's own choice, `features.starts` (F + 1,)
     with the first row of every file, `features.files` (F,), and `label` (N,) where folders name classes; `features` is stamped
     (`io.stamps`). Files that cannot be read are skipped and listed; with `strict` the first one stops the run.
-    An interrupted run goes on where it stopped. With `reuse` an output of the same stamps and files is taken as it is.
+    An interrupted run goes on where it stopped. With `reuse` an output of the same stamps and files is taken as it is; without
+    `write` nothing else will do.
 
     Raises:
-        UsageError: the class of the model is unknown here, its library is missing, or `output` exists.
+        UsageError: the class of the model is unknown here, its library is missing, or `output` exists (or does not, without `write`).
         InputError: no usable file, a model that does not load, or (`strict`) a file that cannot be read.
     """
     folder = Path(model)
@@ -130,10 +132,15 @@ def capture_media(
     if reuse and output.exists():
         if found := _same(output, identity):
             return found
-        if not force:
+        if write and not force:
             raise UsageError(
                 f"{printable(output)} exists and is not of this model and these files.", "--force captures again."
             )
+    if not write:
+        raise UsageError(
+            f"Nothing is written here, and {printable(data)} must be captured first.",
+            f"toc capture {printable(folder)} {printable(data)} -o {printable(output)}",
+        )
     check_target(output, force=force or reuse, inputs=weights.files)
     codec = MediaCodec(folder, device=options.device, dtype=DTYPES[options.dtype])
     if codec.kind != kind:
@@ -164,6 +171,7 @@ def capture_features(
     stem: Path,
     options: CaptureOptions = CaptureOptions(),
     *,
+    write: bool = True,
     progress: Progress = silent,
 ) -> tuple[list[str], list[Captured]]:
     """The `[NAME=]PATH` of `--features` with every folder or glob of pictures or sound captured first, into `<stem>.features.h5`
@@ -175,7 +183,7 @@ def capture_features(
             given.append(entry)
             continue
         output = stem.with_name(f"{stem.name}.{name}.features.h5" if name else f"{stem.name}.features.h5")
-        done.append(capture_media(checkpoint, path, output, options, reuse=True, progress=progress))
+        done.append(capture_media(checkpoint, path, output, options, reuse=True, write=write, progress=progress))
         given.append(f"{name}{equals}{output}")
     return given, done
 

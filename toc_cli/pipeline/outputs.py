@@ -78,11 +78,12 @@ class Outputs:
         return replace(self, named=folder / self.artefact.name)
 
     def refuse_what_stands(self, inputs: Iterable[Path], *, writes: bool = True) -> None:
-        """`check_target` of every output; who `writes` first sweeps what a killed run left, or carries it out."""
+        """`check_target` of every output; who `writes` first sweeps what a killed run left, or carries it out. A dry run replaces
+        nothing, so that only an input in their place is refused."""
         whole = writes and not self.planned and recover(self.stem, wait=self.force)
         for target in (self.artefact, self.record, *map(self.of, self.checkpoints), *self._configs()):
             try:
-                check_target(target, force=self.force, inputs=inputs)
+                check_target(target, force=self.force or self.planned, inputs=inputs)
             except UsageError as error:
                 since = (
                     " Its run was ended while it published; that is done now, and its outputs are whole."
