@@ -80,7 +80,7 @@ def assert_level(
     """One level of a codebook is what its row of the manifest says; one tensor of several levels may have a row or several."""
     expected = next((row for row in rows if row["level"] == level), rows[0])
     assert (book.num_codes[level], book.dim) == (expected["num_codes"], expected["dim"])
-    assert str(book.dtype).removeprefix("torch.") == expected["dtype"]
+    assert book.dtype == expected["dtype"]
     assert book.heads == expected.get("groups", expected["heads"])
     unlike = len({row["dim"] for row in entry["codebooks"]}) > 1  # levels of several widths stand alone
     if isinstance(expected["level"], int) and "pruned" not in entry["family"] and not unlike:

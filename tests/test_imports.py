@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from cli import make_checkpoint, make_features, toc
 
 PACKAGE = Path(__file__).resolve().parent.parent / "toc_cli"
 MAY_IMPORT = {
@@ -70,15 +74,31 @@ def test_imports_point_down(path: Path) -> None:
     assert not above, f"{path.relative_to(PACKAGE)} reaches up to {sorted(above)}"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["optimize", "--help"]], ids=" ".join)
-def test_help_imports_neither_torch_nor_h5py(arguments: list[str]) -> None:
+def imports(arguments: list[str]) -> set[str]:
+    """Which of the heavy libraries a command imports."""
     code = (
-        "import sys; sys.argv[1:] = sys.argv[1:]\n"
+        "import sys\n"
         "from toc_cli.commands import main\n"
         "try: main()\n"
         "except SystemExit as stop: assert stop.code in (0, None), stop.code\n"
-        "heavy = {'torch', 'h5py', 'numpy', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "print('imported', *{'torch', 'h5py', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["optimize", "--help"]], ids=" ".join)
+def test_help_imports_neither_torch_nor_h5py(arguments: list[str]) -> None:
+    assert not imports(arguments)
+
+
+def test_headers_and_records_are_read_without_torch(tmp_path: Path) -> None:
+    """`toc inspect FILE` and `toc report` start in the time of Python, typer and rich."""
+    model, pickled = make_checkpoint(tmp_path / "m.safetensors"), tmp_path / "m.pt"
+    make_features(tmp_path / "feats.h5")
+    torch.save(load_file(model), pickled)
+    assert toc("optimize", model, "--features", tmp_path / "feats.h5", "-q").code == 0
+    assert not imports(["inspect", str(model)])
+    assert not imports(["report", str(tmp_path / "m.toc.json")])
+    assert imports(["inspect", str(pickled)]) <= {"numpy"}

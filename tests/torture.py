@@ -201,7 +201,7 @@ def inspected_folder(path: Path) -> object:
 
 def reported(path: Path) -> object:
     from toc_cli.report import junit, markdown
-    from toc_cli.report.assemble import assemble
+    from toc_cli.report.assembly import assemble
     from toc_cli.report.reading import read_run
 
     report = assemble([read_run(path)])
@@ -491,7 +491,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="with --replay: where the input is kept")
     chosen = parser.parse_args()
     import toc_cli.pipeline
-    import toc_cli.report.assemble  # noqa: F401
+    import toc_cli.report.assembly  # noqa: F401
 
     if chosen.replay:
         seed, reader, number = chosen.replay.split(":")

@@ -38,7 +38,7 @@ class ShownPlan(Plan):
         return render(self._report())
 
     def _report(self) -> Any:
-        from toc_cli.report.assemble import assemble
+        from toc_cli.report.assembly import assemble
         from toc_cli.report.reading import Run
 
         return assemble([Run("plan", self.record)])

@@ -22,7 +22,7 @@ from toc_cli.commands import output, run, tables
 from toc_cli.commands.output import Output
 from toc_cli.errors import InputError
 from toc_cli.report import terminal
-from toc_cli.report.assemble import assemble
+from toc_cli.report.assembly import assemble
 from toc_cli.report.reading import Run
 
 ROOM = Path(output.__file__).resolve().parent.parent

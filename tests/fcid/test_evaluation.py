@@ -20,7 +20,7 @@ from toc_cli.fcid.evaluation.generation import seconds_of
 from toc_cli.fcid.probes import Labelled, ProbeConfig, accuracy, fit_clip_probe, predict_clips
 from toc_cli.fcid.run_folder import load_model
 from toc_cli.report import schema
-from toc_cli.report.evaluation import frames
+from toc_cli.report.strips import frames
 
 SMALL = {"probe_seeds": 2, "probe_epochs": 8}
 

@@ -22,7 +22,7 @@ from libs.test_media_capture import photos, sounds
 from toc_cli.libraries.media import MediaCodec
 from toc_cli.media import list_media, read_media
 from toc_cli.report import html
-from toc_cli.report.assemble import assemble
+from toc_cli.report.assembly import assemble
 from toc_cli.report.metrics import values
 from toc_cli.report.reading import Run
 

@@ -15,7 +15,7 @@ from cli import make_checkpoint, make_features, toc
 from report.run_records import build_record
 from toc_cli.report import html, markdown, terminal
 from toc_cli.report.advice import Advice, advise, rerun
-from toc_cli.report.assemble import assemble
+from toc_cli.report.assembly import assemble
 from toc_cli.report.metrics import values
 from toc_cli.report.reading import Run
 from toc_cli.report.rivals import rivals

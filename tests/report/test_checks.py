@@ -21,7 +21,7 @@ from toc_cli.errors import CheckFailed, InputError, UsageError
 from toc_cli.report import Run, assemble, report_runs, terminal
 from toc_cli.report.checks import Bound, parse, parse_bound
 from toc_cli.report.config import from_config
-from toc_cli.report.writing import FORMATS
+from toc_cli.report.formats import FORMATS, drawn
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
@@ -271,7 +271,7 @@ def test_every_output_says_where_bounds_and_baseline_come_from(
     screen = Console(file=io.StringIO(), width=200)
     screen.print(terminal.render(report))
     assert isinstance(screen.file, io.StringIO)
-    rendered = {name: render(report) for name, render in FORMATS.items()} | {"terminal": screen.file.getvalue()}
+    rendered = {name: drawn(name, report) for name in FORMATS} | {"terminal": screen.file.getvalue()}
     for name, text in rendered.items():
         plain = (
             html.unescape(re.sub("<[^>]*>", "", text))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from toc_cli.errors import InputError
 from toc_cli.report import html, machine, markdown, schema, terminal
-from toc_cli.report.assemble import assemble
+from toc_cli.report.assembly import assemble
 from toc_cli.report.evaluation import sheets, summary
 from toc_cli.report.reading import Run
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from report.run_records import build_record
 from toc_cli.report import Run, assemble, tables, terminal
-from toc_cli.report.assemble import Report
+from toc_cli.report.assembly import Report
 
 
 @pytest.fixture(scope="module")

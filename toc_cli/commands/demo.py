@@ -25,7 +25,7 @@ def demo(
     """Optimise, quantise and report on the bundled digits: a VQ autoencoder of handwritten digits and its features."""
     from toc_cli.commands.output import Output
     from toc_cli.demo import COMMANDS, run_demo
-    from toc_cli.report.assemble import assemble
+    from toc_cli.report.assembly import assemble
     from toc_cli.report.reading import Run
     from toc_cli.report.terminal import render
 

@@ -27,7 +27,7 @@ def write_page(page: Path | None, name: str, record: dict[str, Any]) -> None:
     """The record's page; nothing where none is wanted."""
     if page is None:
         return
-    from toc_cli.report.assemble import assemble
+    from toc_cli.report.assembly import assemble
     from toc_cli.report.html import render
     from toc_cli.report.reading import Run
 

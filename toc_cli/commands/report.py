@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from toc_cli.commands import flags
+from toc_cli.report.formats import FORMATS
 
 EXAMPLE = "toc report model.toc.json --check 'token_agreement>=0.95' --format html:report.html,junit:checks.xml"
 
@@ -22,7 +23,7 @@ def report(
         typer.Option(
             "--format",
             metavar="KIND[:FILE],…",
-            help="html, md, junit, sarif, json or github; to stdout without a FILE.",
+            help=", ".join(FORMATS) + "; to stdout without a FILE.",
         ),
     ] = None,
     check: Annotated[

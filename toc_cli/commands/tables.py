@@ -96,7 +96,7 @@ def _number(value: float | None) -> str:
 
 def plan_parts(plan: Plan, dry_run: bool) -> list[RenderableType]:
     """The verdict and tables of a run, then what was written (or, for a dry run, what would be)."""
-    from toc_cli.report.assemble import assemble
+    from toc_cli.report.assembly import assemble
     from toc_cli.report.reading import Run
     from toc_cli.report.terminal import render
 

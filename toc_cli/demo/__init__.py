@@ -13,7 +13,7 @@ from toc_cli.errors import UsageError
 from toc_cli.io.atomic import atomic_file
 from toc_cli.io.families.base import Mode
 from toc_cli.pipeline import Options, Outputs, Progress, QuantizeOptions, plan_optimization, quantize_features
-from toc_cli.report.assemble import assemble
+from toc_cli.report.assembly import assemble
 from toc_cli.report.html import render
 from toc_cli.report.reading import Run
 

@@ -7,9 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
@@ -18,6 +16,9 @@ from toc_cli.io.checkpoint.safetensors import ARTEFACT_KEY, NAMES, SafetensorsFi
 from toc_cli.io.checkpoint.stored_types import type_name
 from toc_cli.io.described import flaw
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = "2"
 READ_SCHEMAS = ("1", SCHEMA)

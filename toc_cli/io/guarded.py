@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-import h5py
-
 Result = TypeVar("Result")
 
 
@@ -89,6 +87,8 @@ class NewHdf5:
     """A new HDF5 file, `root`. Closed at the end of a `with` block: OSError if a write has failed in it."""
 
     def __init__(self, path: Path) -> None:
+        import h5py
+
         self._guard = GuardedFile(path)
         self.root = h5py.File(self._guard, "w")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.emit import supported
+from toc_cli.io.families.offered import supported
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.pipeline.budget import needed
 from toc_cli.pipeline.census import pairs_of

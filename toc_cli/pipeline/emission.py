@@ -14,8 +14,9 @@ from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import detect, levels, recode
 from toc_cli.io.families.base import Mode
-from toc_cli.io.families.emit import edits, supported
+from toc_cli.io.families.emit import edits
 from toc_cli.io.families.lean import left_out
+from toc_cli.io.families.offered import supported
 from toc_cli.io.names import printable
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.quantiser import Lookup, Quantiser

@@ -1,23 +1,19 @@
-"""What a checkpoint holds: its codebooks and what can be done with them. Headers alone, unless numbers are asked for."""
+"""What a checkpoint holds: its codebooks and what can be done with them. Headers alone, without torch, unless numbers are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect
 from toc_cli.io.families.base import Codebook
-from toc_cli.io.families.emit import supported
-from toc_cli.io.features import open_features
-from toc_cli.ops.geometry import effective_rank, mean_cosine
-from toc_cli.pipeline.curve import number
-from toc_cli.pipeline.reading.decide import Reading, decide
-from toc_cli.pipeline.reading.said import Said
+from toc_cli.io.families.offered import supported
+
+if TYPE_CHECKING:
+    from toc_cli.pipeline.reading.decide import Reading
 
 
 def inspect_checkpoint(
@@ -37,6 +33,10 @@ def inspect_checkpoint(
     ckpt = open_checkpoint(path)
     known: list[dict[str, Any]] = []
     if features:
+        from toc_cli.io.features import open_features
+        from toc_cli.pipeline.reading.decide import decide
+        from toc_cli.pipeline.reading.said import Said
+
         decided = decide(ckpt, open_features(features, channel_axis=channel_axis), Said(reading, space, channel_axis))
         books = [source.book for source in decided.books]
         known = [
@@ -76,7 +76,7 @@ def _describe(ckpt: Checkpoint, id: int, book: Codebook) -> dict[str, Any]:
         "heads": book.heads,
         "num_codes": list(book.num_codes),
         "dim": book.dim,
-        "dtype": str(book.dtype).removeprefix("torch."),
+        "dtype": book.dtype,
         "metric": book.metric,
         "residual": book.residual,
         "projection": {"width": book.outer_width, "per_level": book.own_dims_per_level} if book.outer_width else None,
@@ -90,6 +90,11 @@ def _describe(ckpt: Checkpoint, id: int, book: Codebook) -> dict[str, Any]:
 
 def _numbers(ckpt: Checkpoint, book: Codebook) -> dict[str, Any]:
     """Means over levels and heads; None where a table holds no finite spread, or a single code."""
+    import numpy as np
+
+    from toc_cli.ops.geometry import effective_rank, mean_cosine
+    from toc_cli.pipeline.curve import number
+
     tables = [codes for table in book.parts(ckpt).tables for codes in table]
     if not all(len(codes) > 1 and np.isfinite(codes.double().numpy()).all() for codes in tables):
         return {"effective_rank": None, "mean_cosine": None}

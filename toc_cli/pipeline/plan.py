@@ -14,9 +14,9 @@ from toc_cli.io.artefact import write_artefact, write_record
 from toc_cli.io.atomic import sha256
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Mode
-from toc_cli.io.families.emit import supported
 from toc_cli.io.families.lean import left_out
 from toc_cli.io.families.levels import load_hint as level_hint
+from toc_cli.io.families.offered import supported
 from toc_cli.io.features import Features
 from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication

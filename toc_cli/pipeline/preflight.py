@@ -14,7 +14,7 @@ from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families import detect, recode
 from toc_cli.io.families.base import MODES, Mode
-from toc_cli.io.families.emit import supported
+from toc_cli.io.families.offered import supported
 from toc_cli.io.features import Features
 from toc_cli.io.names import printable
 from toc_cli.ops.codes import parse_codes

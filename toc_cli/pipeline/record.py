@@ -10,6 +10,7 @@ import torch
 
 from toc_cli import __version__
 from toc_cli.io.artefact import RECORD_SCHEMA
+from toc_cli.io.checkpoint.stored_types import BYTES
 from toc_cli.ops import work
 from toc_cli.ops.bootstrap import FEW, beyond_chance, interval, resample_together
 from toc_cli.ops.figures import figures
@@ -76,7 +77,7 @@ class BookRecord:
             "keys": [list(level) for level in book.keys],
             "family": book.family,
             "metric": book.metric,
-            "dtype": str(book.dtype).removeprefix("torch."),
+            "dtype": book.dtype,
             "levels": self.levels,
             "heads": self.heads,
             "num_codes": self.num_codes,
@@ -145,7 +146,7 @@ class BookRecord:
                 [each.codes for each in self._levels(name, level)], counts, self.census.rows
             )
             one["bytes"] = sum(
-                level.codes.numel() * self.source.book.dtype.itemsize for level in self._levels(name, level)
+                level.codes.numel() * BYTES[self.source.book.dtype] for level in self._levels(name, level)
             )
             assert run.block_of_row is not None
             many |= resampled_usage(tokens, run.block_of_row, codes, weights)

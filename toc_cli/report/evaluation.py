@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from toc_cli.errors import missing_extra
 from toc_cli.report.metrics import Unit
 from toc_cli.report.tables import Cell
 from toc_cli.report.words import NONE, interval, number, plural
@@ -79,7 +75,7 @@ def _probed(title: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -
         pairs = [row for row in own if row["from"] is not None and (row["from"] != row["to"] or len(own) == 1)]
         last = next((row for row in own if row["from"] is None), pairs[0] if pairs else own[0])
         columns = [*pairs, *([last] if last["from"] is None else [])]
-        head = ("", *(_pair(row) for row in columns), "difference to all")
+        head = ("", *(pair(row) for row in columns), "difference to all")
         lines = []
         for id in ids:
             cells = [_cell(row["results"].get(id), "share") for row in columns]
@@ -103,7 +99,7 @@ def _retrieved(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterato
         text = f"{own[0]['clips']:,} clips of {shown(split)}; right is {right}; ties count at their middle rank."
         lines = [
             Line(
-                f"{_pair(row)}, {row['vectors']}",
+                f"{pair(row)}, {row['vectors']}",
                 tuple(_cell(row["results"][FULL][key], _unit(key)) for key in RANKS),
             )
             for row in own
@@ -114,7 +110,7 @@ def _retrieved(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterato
             lines = []
             for id in ids:
                 lines.append(Line(_variant(id), tuple(_cell(row["results"][id]["map"], "share") for row in codes)))
-            head = ("mAP by codes", *(_pair(row) for row in codes))
+            head = ("mAP by codes", *(pair(row) for row in codes))
             yield Sheet(f"Retrieval after selection: {shown(split)}", text, head, tuple(lines))
 
 
@@ -132,10 +128,10 @@ def _generated(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterato
             f"{shown(row['split'])}. Error: share of what naming the mean second costs. Tasks: what probes of real clips "
             "say of the generated ones."
         )
-        yield Sheet(f"Generation: {_pair(row)}", text, head, tuple(lines))
+        yield Sheet(f"Generation: {pair(row)}", text, head, tuple(lines))
 
 
-def _pair(row: Mapping[str, Any]) -> str:
+def pair(row: Mapping[str, Any]) -> str:
     if row["from"] is None:
         return "mean of the pairs"
     return f"{shown(row['from'], 24)} → {shown(row['to'], 24)}"
@@ -235,39 +231,3 @@ def _table(sheet: Sheet, start: int) -> Table:
             cells[-1].stylize({"better": "green", "worse": "red"}[line.good])
         table.add_row(Text(line.label), *cells[start - 1 : start - 1 + COLUMNS])
     return table
-
-
-@dataclass(frozen=True)
-class Strip:
-    """True and generated frames of one clip as PNG data URIs."""
-
-    title: str
-    images: tuple[tuple[str, str], ...]
-    """Caption and address of each."""
-
-
-def strips(record: Mapping[str, Any]) -> list[Strip]:
-    """The pictures of what was generated."""
-    found = []
-    for picture in (record.get("evaluation") or {}).get("pictures", ()):
-        sides = tuple((side, _png(frames(picture, side))) for side in ("true", "generated"))
-        found.append(Strip(f"{_pair(picture)}, clip {picture['clip']} of {shown(picture['split'])}", sides))
-    return found
-
-
-def frames(picture: Mapping[str, Any], side: str) -> np.ndarray:
-    """(T, H, W) or (T, H, W, 3) uint8 of a picture's `true` or `generated` side."""
-    values = np.frombuffer(base64.b64decode(picture[side], validate=True), np.uint8)
-    return values.reshape(picture["shape"])
-
-
-def _png(values: np.ndarray) -> str:
-    """Seconds side by side, as a data URI."""
-    try:
-        from matplotlib.image import imsave
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
-    row = np.concatenate(list(np.pad(values, [(0, 0), (0, 0), (0, 1), *[(0, 0)] * (values.ndim - 3)])), axis=1)
-    buffer = io.BytesIO()
-    imsave(buffer, row, format="png", cmap="gray", vmin=0, vmax=255)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

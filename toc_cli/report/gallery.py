@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toc_cli.report import pictures
-from toc_cli.report.assemble import Subject
+from toc_cli.report.assembly import Subject
 from toc_cli.report.metrics import METRICS
 from toc_cli.report.words import name as shown
 from toc_cli.report.words import number, plural

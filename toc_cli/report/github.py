@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toc_cli.report.assemble import Report
+from toc_cli.report.assembly import Report
 from toc_cli.report.verdict import failing, reading
 from toc_cli.report.words import name as shown
 

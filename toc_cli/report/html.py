@@ -7,9 +7,9 @@ from importlib.resources import files
 from typing import Any
 
 from toc_cli.errors import missing_extra
-from toc_cli.report import evaluation, gallery, outcome, tables
+from toc_cli.report import evaluation, gallery, outcome, strips, tables
 from toc_cli.report.advice import RULES, rerun
-from toc_cli.report.assemble import Report, RunReport, Subject, unweighed
+from toc_cli.report.assembly import Report, RunReport, Subject, unweighed
 from toc_cli.report.checks import Outcome
 from toc_cli.report.metrics import METRICS
 from toc_cli.report.words import interval, number, option, resampled
@@ -65,7 +65,7 @@ def render(report: Report) -> str:
                 "headline": evaluation.headline(run.run.record),
                 "forms": evaluation.FORMS,
                 "sheets": sheets,
-                "strips": evaluation.strips(run.run.record),
+                "strips": strips.strips(run.run.record),
             }
             for run in report.runs
             if (sheets := evaluation.sheets(run.run.record))

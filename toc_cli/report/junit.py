@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as xml
 
-from toc_cli.report.assemble import Report, RunReport, Subject
+from toc_cli.report.assembly import Report, RunReport, Subject
 from toc_cli.report.verdict import failing, reading
 from toc_cli.report.words import name as shown
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from toc_cli.report.assemble import Report
+from toc_cli.report.assembly import Report
 from toc_cli.report.checks import Outcome
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from toc_cli.report import evaluation, outcome, tables
 from toc_cli.report.advice import rerun
-from toc_cli.report.assemble import Report, RunReport, Subject
+from toc_cli.report.assembly import Report, RunReport, Subject
 from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
 from toc_cli.report.words import name as shown

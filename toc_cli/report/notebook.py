@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from toc_cli.report import tables
-from toc_cli.report.assemble import Report
+from toc_cli.report.assembly import Report
 from toc_cli.report.words import name as shown
 
 COLOURS = {"pass": "#17743f", "warn": "#8f5b00", "fail": "#b3261e"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toc_cli.errors import UsageError
 from toc_cli.report import checks, verdict, writing
-from toc_cli.report.assemble import FailOn, Report, assemble
+from toc_cli.report.assembly import FailOn, Report, assemble
 from toc_cli.report.config import from_config
 from toc_cli.report.reading import locate, read_run, read_runs
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from toc_cli.report.assemble import Report
+from toc_cli.report.assembly import Report
 from toc_cli.report.metrics import METRICS
 from toc_cli.report.verdict import failing
 from toc_cli.report.words import name as shown

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toc_cli.report.assemble import Subject
+from toc_cli.report.assembly import Subject
 from toc_cli.report.metrics import METRICS, Metric
 from toc_cli.report.words import NONE, change, interval, number
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toc_cli.report import evaluation, outcome, tables
-from toc_cli.report.assemble import Report, Subject
+from toc_cli.report.assembly import Report, Subject
 from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
 from toc_cli.report.words import name as shown

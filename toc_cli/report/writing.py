@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toc_cli.errors import UsageError
 from toc_cli.io.atomic import atomic_file, check_target, write_errors
 from toc_cli.io.publish import published
-from toc_cli.report import github, html, junit, machine, markdown, sarif
-from toc_cli.report.assemble import Report
+from toc_cli.report.assembly import Report
+from toc_cli.report.formats import FORMATS, drawn
 from toc_cli.report.words import name as shown
-
-FORMATS: dict[str, Callable[[Report], str]] = {
-    "html": html.render,
-    "md": markdown.render,
-    "junit": junit.render,
-    "json": machine.render,
-    "github": github.render,
-    "sarif": sarif.render,
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ def check_targets(targets: Sequence[Target], inputs: Sequence[Path], *, force: b
 
 def write(report: Report, targets: Sequence[Target], *, force: bool = False) -> str | None:
     """Render every target, then write the files; returns what goes to stdout."""
-    rendered = [(target.path, FORMATS[target.kind](report)) for target in targets]
+    rendered = [(target.path, drawn(target.kind, report)) for target in targets]
     for path, text in rendered:
         if path is not None:
             with published(path, force=force) as aside, write_errors(path):

@@ -9,10 +9,9 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
@@ -20,6 +19,9 @@ from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
 from toc_cli.io.checkpoint.stored_types import BYTES
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 EXPANSION_LIMIT = 200
 """Times its compressed size that an array may take in memory; random floats reach about 1.1, a zip bomb 1000."""
@@ -182,6 +184,8 @@ def check_expansion(where: str, nbytes: int, stored: int) -> None:
 
 def read_tensor(file: IO[bytes]) -> torch.Tensor:
     """A .npy stream as a tensor in native byte order, row-major."""
+    import torch
+
     array = np.lib.format.read_array(file, allow_pickle=False)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape))
 

@@ -43,9 +43,14 @@ class TensorInfo:
         return "/".join((*self.section, self.name))
 
     @property
+    def reads(self) -> str:
+        """Name of the type that `get` gives: the stored one, float32 for one that is no type of torch (Q4_0)."""
+        return self.stored if self.stored in BYTES else "float32"
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The type that `get` gives: the stored one, float32 where torch has none of that name."""
-        return torch_type(self.stored)
+        """The type that `get` gives."""
+        return torch_type(self.reads)
 
     @property
     def is_floating(self) -> bool:

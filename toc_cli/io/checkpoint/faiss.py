@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, BinaryIO
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 METRICS = {0: "inner_product", 1: "l2"}
 PRODUCT_LISTS = {"IwPQ": 8, "IvPQ": 8, "IwQR": 8, "IwPf": 32}
@@ -56,6 +56,9 @@ class FaissIndex(Checkpoint):
             raise InputError(f"{printable(path)} is truncated.", "Copy or download it again.") from None
 
     def get(self, key: str) -> torch.Tensor:
+        import numpy as np
+        import torch
+
         info = self.require(key)
         with open(self.path, "rb") as file:
             file.seek(self._offsets[key])

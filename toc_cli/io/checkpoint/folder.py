@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_folder
@@ -14,6 +13,9 @@ from toc_cli.io.checkpoint.config import config_in, patched, stays_inside, write
 from toc_cli.io.checkpoint.sharded import Sharded
 from toc_cli.io.containers import checkpoint_suffixes, open_file
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 USUAL = (
     "model.safetensors", "model.safetensors.index.json",

@@ -8,11 +8,10 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_file
@@ -22,6 +21,9 @@ from toc_cli.io.checkpoint.config import config_beside, write_config_beside
 from toc_cli.io.checkpoint.probe import refuse_crash
 from toc_cli.io.guarded import NewHdf5
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 DEPTH_LIMIT = 32
 OBJECT_LIMIT = 1_000_000
@@ -202,6 +204,8 @@ class Hdf5File(Checkpoint):
         self.files = (path, *config_files)
 
     def get(self, key: str) -> torch.Tensor:
+        import torch
+
         info = self.require(key)
         where = f"{printable(self.path)}: {printable(key)}"
         with open_hdf5(self.path) as file:

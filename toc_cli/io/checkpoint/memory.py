@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.stored_types import WHOLE
+
+if TYPE_CHECKING:
+    import torch
 
 
 class MemoryTable(Checkpoint):
@@ -18,6 +21,8 @@ class MemoryTable(Checkpoint):
     container = "array in memory"
 
     def __init__(self, table: torch.Tensor | np.ndarray) -> None:
+        import torch
+
         super().__init__(Path("codebook"))
         self._table = (
             torch.from_numpy(np.ascontiguousarray(table)) if isinstance(table, np.ndarray) else table.detach().cpu()

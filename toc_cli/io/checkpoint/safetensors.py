@@ -10,9 +10,8 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from toc_cli.errors import InputError
@@ -21,6 +20,9 @@ from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.checkpoint.config import config_beside, write_config_beside
 from toc_cli.io.checkpoint.stored_types import BYTES, type_name
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 TYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
@@ -113,6 +115,8 @@ class SafetensorsFile(Checkpoint):
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The little-endian bytes of a tensor in row-major order."""
+    import torch
+
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.atomic import atomic_folder
@@ -15,6 +13,9 @@ from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.checkpoint.config import patched, read_json, stays_inside, write_config
 from toc_cli.io.containers import open_shard
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Sharded(Checkpoint):

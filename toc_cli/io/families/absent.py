@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import re
 
-import torch
-
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
@@ -76,8 +74,10 @@ def _index(ckpt: Checkpoint) -> str:
 
 def grid(ckpt: Checkpoint, info: TensorInfo) -> str | None:
     """The sentence for a table (K, D) that is a fixed grid: sign bits, or the product of equally spaced levels."""
-    if len(info.shape) != 2 or not info.dtype.is_floating_point or 0 in info.shape:
+    if len(info.shape) != 2 or not info.is_floating or 0 in info.shape:
         return None
+    import torch
+
     values = ckpt.get(info.key).double()
     several, both = info.shape[0] > 2 and info.shape[1] > 1, bool((values < 0).any()) and bool((values > 0).any())
     if several and both and bool((values.abs() == values[0, 0].abs()).all()):
@@ -101,7 +101,9 @@ def _lookup_free(ckpt: Checkpoint, part: Section) -> str | None:
             return grid(ckpt, info)
     for match in part.matches(r"((?:.*\.)?)mask"):
         info = part.infos[match.group()]
-        if info.dtype == torch.int64 and len(info.shape) == 1 and info.shape[0] < 64:
+        if info.reads == "int64" and len(info.shape) == 1 and info.shape[0] < 64:
+            import torch
+
             powers = 2 ** torch.arange(info.shape[0])
             if torch.equal(ckpt.get(info.key).sort().values, powers):
                 return SIGNS

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from toc_cli.io.checkpoint.base import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 Metric = Literal["euclidean", "cosine", "dot", "logits"]
 Mode = Literal["codebook", "masked", "sliced", "consumer"]
@@ -111,7 +112,8 @@ class Codebook:
     dim: int
     heads: int
     metric: Metric
-    dtype: torch.dtype
+    dtype: str
+    """Type of the stored numbers, by name (`stored_types`)."""
     parts: Callable[[Checkpoint], Parts]
     """Reads and computes the tensors; only this touches data."""
     evidence: Evidence = "by structure"

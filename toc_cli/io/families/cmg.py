@@ -42,7 +42,7 @@ def _published(part: Section, parts: list[Section], stem: str) -> Codebook:
         dim=dim,
         heads=1,
         metric="euclidean",
-        dtype=part.infos[name].dtype,
+        dtype=part.infos[name].reads,
         parts=lambda ckpt: Parts(tuple(table.unsqueeze(0) for table in ckpt.get(part.key(name)))),
         residual=True,
         ema_twins=tuple(dict.fromkeys(site.key for site in sites if site.role == "sums")),

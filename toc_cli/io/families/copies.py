@@ -1,13 +1,13 @@
-"""Running averages of a model beside the model: one codebook, found twice, edited alike."""
+"""Copies of a codebook in its file, running averages beside the model: found as one codebook, edited alike."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from toc_cli.io.checkpoint.base import Checkpoint
-from toc_cli.io.families.base import Codebook
+from toc_cli.io.families.base import Codebook, Site
 from toc_cli.io.names import printable
 
 AVERAGED = re.compile(r"(?:^|[/._])(?:ema|model_ema|ema_model|averaged)(?:$|[/._])|_ema$|^ema_")
@@ -77,3 +77,24 @@ def _without_dots(ckpt: Checkpoint, one: Codebook) -> Codebook:
     if f"{root}model_ema.{info.name.replace('.', '')}" in ckpt.infos:
         return replace(one, root=root, copies=(f"{root}model_ema.",))
     return one
+
+
+def sites_of(ckpt: Checkpoint, codebook: Codebook, *roles: str) -> Iterator[Site]:
+    """The sites of some roles, in the codebook itself and in each of its copies."""
+    for site in codebook.sites:
+        if site.role in roles:
+            yield site
+    for copy in codebook.copies:
+        for site in codebook.sites:
+            key = copy_key(ckpt, codebook.root, copy, site.key)
+            if site.role in roles and key:
+                names = {name: copy_key(ckpt, codebook.root, copy, getattr(site, name)) for name in ("counts", "bias")}
+                yield Site(**{**site.__dict__, **names, "key": key})
+
+
+def copy_key(ckpt: Checkpoint, root: str, copy: str, key: str | None) -> str | None:
+    """The key of a copy (`model/x` for `ema/x`; Lightning's LitEma writes its names without dots), None where there is none."""
+    if key is None or not key.startswith(root):
+        return None
+    rest = key[len(root) :]
+    return next((name for name in (copy + rest, copy + rest.replace(".", "")) if name in ckpt.infos), None)

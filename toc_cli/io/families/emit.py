@@ -15,12 +15,14 @@ import torch
 
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
+from toc_cli.io.checkpoint.stored_types import torch_type
 from toc_cli.io.families import moments
-from toc_cli.io.families.base import MODES, Codebook, Mode, Site
+from toc_cli.io.families.base import Codebook, Mode, Site
+from toc_cli.io.families.copies import sites_of
 from toc_cli.io.families.layers import product, weight_norm
+from toc_cli.io.families.offered import cut_keys, supported
 from toc_cli.io.names import printable
 
-ASSUMED = "the file does not show how its codes are looked up, so this reading is assumed (--assume takes it for true)"
 DIRECTION_TO_MAGNITUDE = {"weight_g": ("weight_v", "weight_g"), "original0": ("original1", "original0")}
 
 
@@ -100,7 +102,7 @@ class Space:
 
 def space(codebook: Codebook, kept: torch.Tensor, fill: torch.Tensor, rotation: torch.Tensor | None = None) -> Space:
     """The kept space from indices (L|1, H, D'), the constant (L, H, D) and an optional rotation (D, D') or (L|1, H, D, D')."""
-    fill = fill.to(codebook.dtype).double()  # the constant as the table's dtype holds it
+    fill = fill.to(torch_type(codebook.dtype)).double()  # the constant as the table's dtype holds it
     if rotation is not None:
         basis = rotation.double()
         basis = basis.expand(1, codebook.heads, *basis.shape) if basis.dim() == 2 else basis
@@ -108,44 +110,6 @@ def space(codebook: Codebook, kept: torch.Tensor, fill: torch.Tensor, rotation: 
         return Space(basis, fill - inside, None)
     basis = torch.nn.functional.one_hot(kept, codebook.dim).double().transpose(-1, -2)
     return Space(basis, fill * (1 - basis.sum(-1)), kept)
-
-
-def supported(
-    ckpt: Checkpoint, codebook: Codebook, size: int | None = None, *, rotated: bool = False
-) -> dict[Mode, str]:
-    """Which modes a codebook offers: "" where it does, else the reason; `size` = D' also checks what that size rules out."""
-    reasons = {mode: _refusal(ckpt, codebook, mode, rotated) for mode in MODES}
-    if size is not None and codebook.kept_refusal:
-        reasons = {mode: reason or codebook.kept_refusal(mode, size) for mode, reason in reasons.items()}
-    return reasons
-
-
-def _refusal(ckpt: Checkpoint, codebook: Codebook, mode: Mode, rotated: bool) -> str:
-    roles = {site.role for site in codebook.sites}
-    if mode == "codebook":
-        return ""
-    if mode in codebook.refusals or ckpt.read_only:
-        return codebook.refusals.get(mode) or (ckpt.read_only or "").rstrip(".")
-    if codebook.evidence == "assumed" and not codebook.granted:
-        return ASSUMED
-    if mode == "masked" and not roles & {"codes", "sums"}:
-        return "no stored table of this codebook can be edited in place"
-    if mode == "consumer" and "consumer" not in roles:
-        return "the layer that reads the quantised vector is not in this file, or not known"
-    known = roles & {"producer", "consumer"} or codebook.additions or codebook.load_hint
-    if mode == "sliced" and not known:
-        return "the layers around the codebook are not in this file, or not known"
-    if rotated and "scale" in roles:
-        return "a rotation mixes the dimensions, and its parameters per dimension cannot be mixed"
-    if (
-        rotated
-        and mode == "masked"
-        and (codebook.metric != "euclidean" or codebook.unit_vectors or codebook.stored_fill)
-    ):
-        return "a rotation mixes the dimensions, and only the distances of a Euclidean lookup bear that at full width"
-    if rotated and any(ckpt.infos[site.key].dtype.itemsize < 4 for site in codebook.sites):
-        return "rotated weights do not fit into the half precision of the file exactly"
-    return _optimizer_refusal(ckpt, codebook, rotated) if mode == "sliced" else ""
 
 
 def edits(
@@ -186,7 +150,7 @@ class _Edit:
     def __init__(self, ckpt: Checkpoint, codebook: Codebook, where: Space, on: Edits) -> None:
         self.ckpt, self.codebook, self.space, self.on = ckpt, codebook, where, on
         self.tensors: dict[str, torch.Tensor] = dict(on.tensors)
-        self.moments = moments.of_parameters(ckpt, _cut_keys(codebook), codebook.copies).found
+        self.moments = moments.of_parameters(ckpt, cut_keys(codebook), codebook.copies).found
 
     def get(self, key: str) -> torch.Tensor:
         return self.tensors[key] if key in self.tensors else self.ckpt.get(key)
@@ -324,37 +288,6 @@ class _Edit:
         return Edits(self.tensors, config, values)
 
 
-def _cut_keys(codebook: Codebook) -> set[str]:
-    """The keys whose shape the sliced form changes."""
-    biases = {site.bias for site in codebook.sites if site.role == "producer" and site.bias}
-    return {site.key for site in codebook.sites} | biases
-
-
-def _optimizer_refusal(ckpt: Checkpoint, codebook: Codebook, rotated: bool) -> str:
-    state = moments.of_parameters(ckpt, _cut_keys(codebook), codebook.copies)
-    if state.unsure:
-        name = printable(state.unsure[0])
-        return (
-            f"the optimizer state in the file may belong to {name}, and nothing says for certain which moments to cut"
-        )
-    if rotated and any(state.found.values()):
-        return "the second moments of the optimizer state in the file cannot be rotated"
-    return ""
-
-
-def sites_of(ckpt: Checkpoint, codebook: Codebook, *roles: str) -> Iterator[Site]:
-    """The sites of some roles, in the codebook itself and in each of its copies."""
-    for site in codebook.sites:
-        if site.role in roles:
-            yield site
-    for copy in codebook.copies:
-        for site in codebook.sites:
-            key = copy_key(ckpt, codebook.root, copy, site.key)
-            if site.role in roles and key:
-                names = {name: copy_key(ckpt, codebook.root, copy, getattr(site, name)) for name in ("counts", "bias")}
-                yield Site(**{**site.__dict__, **names, "key": key})
-
-
 def keep_sharing(ckpt: Checkpoint, tensors: Mapping[str, torch.Tensor], on: Edits) -> dict[str, torch.Tensor]:
     """The edited tensors and, where the file has others that share their storage with the same content, the same edit of those."""
     infos, found = ckpt.infos, dict(tensors)
@@ -370,14 +303,6 @@ def keep_sharing(ckpt: Checkpoint, tensors: Mapping[str, torch.Tensor], on: Edit
             found.update(dict.fromkeys(same, tensors[key]))
             done.update(same)
     return found
-
-
-def copy_key(ckpt: Checkpoint, root: str, copy: str, key: str | None) -> str | None:
-    """The key of a copy (`model/x` for `ema/x`; Lightning's LitEma writes its names without dots), None where there is none."""
-    if key is None or not key.startswith(root):
-        return None
-    rest = key[len(root) :]
-    return next((name for name in (copy + rest, copy + rest.replace(".", "")) if name in ckpt.infos), None)
 
 
 def narrow(tensor: torch.Tensor, site: Site) -> torch.Tensor:

@@ -97,7 +97,7 @@ def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: li
         dim=dim,
         heads=1,
         metric="euclidean",
-        dtype=ckpt.infos[part.key(names[0])].dtype,
+        dtype=ckpt.infos[part.key(names[0])].reads,
         parts=lambda opened: Parts(tables=tuple(opened.get(part.key(name))[None] for name in names)),
         evidence="stated" if section(ckpt, ("encodec",)) or family == "audiocraft" else "by structure",
         residual=len(names) > 1,

@@ -5,9 +5,7 @@ Legend: G groups (heads), V codes of a group, D dimensions of a group.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -16,6 +14,9 @@ from toc_cli.io.families.layers import affine, relied
 from toc_cli.io.families.names import Section, misfit, sections
 from toc_cli.io.families.tables import heads_of, reader, to_heads
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 LOGITS = "assignment comes from logits: codes never change, only the looked-up vectors"
 READERS = "the quantised vector is read by the aggregator and by the prediction steps"
@@ -87,7 +88,7 @@ def _gumbel(ckpt: Checkpoint, part: Section, root: str, stem: str) -> Codebook:
         dim=dim,
         heads=groups,
         metric="logits",
-        dtype=part.infos[name].dtype,
+        dtype=part.infos[name].reads,
         parts=parts,
         own_dims_per_head=not combined,
         outer_width=outer,
@@ -119,7 +120,7 @@ def _kmeans(part: Section, name: str) -> Codebook:
         dim=dim,
         heads=groups,
         metric="euclidean",
-        dtype=part.infos[name].dtype,
+        dtype=part.infos[name].reads,
         parts=parts,
         own_dims_per_head=groups == stored,
         sites=tuple(sites),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-import torch
-
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.checkpoint.faiss import FLAT
@@ -53,7 +51,7 @@ def _product(ckpt: Checkpoint, key: str, shape: tuple[int, ...]) -> Codebook:
         dim=dim,
         heads=heads,
         metric="euclidean",
-        dtype=torch.float32,
+        dtype="float32",
         parts=lambda opened: Parts(tables=(opened.get(key),), project_in=_transform(opened)),
         outer_width=_outer_width(ckpt),
         warnings=tuple(warnings),
@@ -76,7 +74,7 @@ def _residual(ckpt: Checkpoint, key: str, shape: tuple[int, ...]) -> Codebook:
         dim=shape[1],
         heads=1,
         metric="euclidean",
-        dtype=torch.float32,
+        dtype="float32",
         parts=parts,
         residual=len(sizes) > 1,
         outer_width=_outer_width(ckpt),
@@ -104,7 +102,7 @@ def _table(ckpt: Checkpoint, key: str, shape: tuple[int, ...], family: str, metr
         dim=shape[1],
         heads=1,
         metric=metric,
-        dtype=torch.float32,
+        dtype="float32",
         parts=lambda opened: Parts(tables=(opened.get(key)[None],), project_in=_transform(opened)),
         outer_width=_outer_width(ckpt),
     )
@@ -121,6 +119,8 @@ def _outer_width(ckpt: Checkpoint) -> int | None:
 
 def _transform(ckpt: Checkpoint) -> Affine | None:
     """The linear transforms before the index (OPQ), composed into one."""
+    import torch
+
     total: Affine | None = None
     for name in _rotations(ckpt):
         weight = ckpt.get(f"{name}.A").double()

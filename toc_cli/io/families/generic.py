@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from toc_cli.errors import InputError, UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
@@ -17,6 +16,9 @@ from toc_cli.io.families import absent
 from toc_cli.io.families.base import Codebook, Metric, Parts, Site, Stack
 from toc_cli.io.families.names import Section, code_axis, is_statistic, natural, sections, twins
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 AROUND = "the layers around the codebook are not in this file, or not known"
 NO_METRIC = "the metric is not in the file: read as euclidean (--metric cosine or dot says otherwise)"
@@ -114,7 +116,7 @@ def _named(ckpt: Checkpoint, part: Section, claimed: Collection[str]) -> list[Co
 
 def is_table(info: TensorInfo) -> bool:
     """Whether a tensor could hold code vectors: floating point, two or three axes, more than one row and dimension."""
-    return info.dtype.is_floating_point and len(info.shape) in (2, 3) and sum(n > 1 for n in info.shape) >= 2
+    return info.is_floating and len(info.shape) in (2, 3) and sum(n > 1 for n in info.shape) >= 2
 
 
 def _bare(ckpt: Checkpoint) -> list[Codebook]:
@@ -176,6 +178,8 @@ def _levels(alone: list[Codebook]) -> list[Codebook]:
 
 def _heads(alone: list[Codebook]) -> list[Codebook]:
     """Codebooks of one head each as the heads of one product. UsageError where they have not the same number of codes."""
+    import torch
+
     if len({one.num_codes for one in alone}) > 1 or alone[0].heads > 1:
         counts = ", ".join(str(one.num_codes[0]) for one in alone)
         raise UsageError(
@@ -206,10 +210,8 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
     fixed = absent.grid(ckpt, info)
     if fixed:
         raise InputError(f"{printable(key)} is no codebook: {fixed}.")
-    if not info.dtype.is_floating_point or len(info.shape) < 2:
-        raise InputError(
-            f"{printable(key)} is {tuple(info.shape)} {str(info.dtype).removeprefix('torch.')}, not a table of code vectors."
-        )
+    if not info.is_floating or len(info.shape) < 2:
+        raise InputError(f"{printable(key)} is {tuple(info.shape)} {info.reads}, not a table of code vectors.")
     if not layout and re.search(r"[./]vars[./]\d+$", key):
         raise InputError(
             f"{printable(key)} {tuple(info.shape)} is a variable of Keras, which does not say which axis holds the codes.",
@@ -257,7 +259,7 @@ def table(ckpt: Checkpoint, key: str, *, layout: str | None = None, metric: Metr
         dim=sizes["D"],
         heads=sizes["H"],
         metric=metric or "euclidean",
-        dtype=info.dtype,
+        dtype=info.reads,
         parts=parts,
         evidence="assumed",
         residual=sizes["L"] > 1,

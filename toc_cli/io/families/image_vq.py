@@ -91,7 +91,7 @@ def _codebook(ckpt: Checkpoint, part: Section, kind: _Kind, root: str, path: tup
         dim=dim,
         heads=1,
         metric=kind.metric,
-        dtype=ckpt.infos[part.key(name)].dtype,
+        dtype=ckpt.infos[part.key(name)].reads,
         parts=parts,
         evidence="stated",
         unit_vectors=kind.unit_vectors,

@@ -31,7 +31,7 @@ def _codebook(ckpt: Checkpoint, key: str, shape: tuple[int, ...]) -> Codebook:
         dim=shape[1],
         heads=1,
         metric="euclidean",
-        dtype=ckpt.infos[key].dtype,
+        dtype=ckpt.infos[key].reads,
         parts=lambda opened: Parts(tables=(opened.get(key)[None],)),
         sites=(Site(key, axis=1, role="codes"),),
         load_hint=lambda size: f"features of the {size} kept dimensions",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Relied, Site
 from toc_cli.io.families.names import Section, misfit
+
+if TYPE_CHECKING:
+    import torch
 
 NormSpelling = Literal["", "weight_g", "original0"]
 
@@ -77,6 +77,8 @@ def relied(part: Section, layer: str, out: str, into: str) -> tuple[Relied, ...]
 
 def weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """w = g v / |v| (Salimans and Kingma 2016, eq. 2), |v| over the axes where g has length one."""
+    import torch
+
     axes = [axis for axis, n in enumerate(magnitude.shape) if n == 1]
     return magnitude * direction / torch.linalg.vector_norm(direction, dim=axes, keepdim=True)
 
@@ -88,6 +90,9 @@ def single(tensor: torch.Tensor) -> torch.Tensor:
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a (…, J) times b (J, I) in float64, the same bits whatever the thread count: plain sums, no BLAS."""
+    import numpy as np
+    import torch
+
     rows = a.double().reshape(-1, a.shape[-1]).numpy()
     found = np.einsum("ij,kj->ik", rows, b.double().T.contiguous().numpy(), optimize=False)
     return torch.from_numpy(found).reshape(*a.shape[:-1], b.shape[-1])

@@ -53,7 +53,7 @@ def _revq(part: Section) -> Codebook:
         dim=dim,
         heads=heads,
         metric="euclidean",
-        dtype=part.infos["embeddings"].dtype,
+        dtype=part.infos["embeddings"].reads,
         parts=lambda ckpt: Parts((ckpt.get(key),)),
         sites=tuple(Site(key, 2, "codes", 0, head, ((0, head, head + 1),)) for head in range(heads)),
     )

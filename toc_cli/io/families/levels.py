@@ -15,8 +15,9 @@ from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families.base import Codebook, Mode, Parts
 from toc_cli.io.families.config import section
-from toc_cli.io.families.emit import ASSUMED, copy_key
+from toc_cli.io.families.copies import copy_key
 from toc_cli.io.families.names import is_optimizer
+from toc_cli.io.families.offered import ASSUMED
 from toc_cli.io.names import printable
 
 ALL_LEVELS = "a file of the same shapes keeps every level, and the later ones would quantise what the cut ones left"

@@ -7,15 +7,16 @@ library leaves the projections out where the inner width equals the outer one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Relied, Site
 from toc_cli.io.families.config import section
 from toc_cli.io.families.layers import affine, consumer, levels, pointwise, producer, relied, shape, single
 from toc_cli.io.families.names import Section, sections
+
+if TYPE_CHECKING:
+    import torch
 
 LEAST_USAGE = 1e-5
 """`epsilon` of MimiEuclideanCodebook."""
@@ -90,7 +91,7 @@ def _codebook(ckpt: Checkpoint, part: Section, family: str, root: str, names: li
         dim=dim,
         heads=1,
         metric="euclidean",
-        dtype=ckpt.infos[part.key(names[0])].dtype,
+        dtype=ckpt.infos[part.key(names[0])].reads,
         parts=parts,
         evidence="stated" if found else "by structure",
         residual=len(names) > 1,

@@ -44,7 +44,7 @@ def of_parameters(ckpt: Checkpoint, keys: Iterable[str], copies: tuple[str, ...]
 
 def _is_parameter(info: TensorInfo) -> bool:
     buffer = info.name.rpartition(".")[2] in BUFFERS
-    return not is_optimizer(info) and info.dtype.is_floating_point and not buffer
+    return not is_optimizer(info) and info.is_floating and not buffer
 
 
 def _optimizers(ckpt: Checkpoint) -> dict[tuple[str, ...], dict[str, list[TensorInfo]]]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Codebook, Mode, Parts, Site
 from toc_cli.io.families.names import PER_CODE
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 Rows = Literal["unit", "as-is"]
 Table = Literal["raw", "mean"]
@@ -90,6 +91,8 @@ def _as_sums(ckpt: Checkpoint, site: Site) -> Site:
 
 def _codes(ckpt: Checkpoint, places: Mapping[tuple[int, int], Site], level: int, like: torch.Tensor) -> torch.Tensor:
     """The codes (H, K, D) of a level, in the shape of those that the family reads."""
+    import torch
+
     heads = [places.get((level, head), places[level, 0]) for head in range(like.shape[0])]
     return torch.stack([_one(ckpt, site, head, like.shape) for head, site in enumerate(heads)])
 

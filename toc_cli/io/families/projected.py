@@ -9,9 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -21,6 +19,9 @@ from toc_cli.io.families.encodec import table_sites
 from toc_cli.io.families.layers import affine, consumer, levels, producer, relied, shape
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 AFTER_OTHERS = "FACodec's third quantiser reads what the first two left of the features: give it those rows"
 UNSTATED = "use_l2_normlize of its settings, which says how codes are looked up, is not here: --metric cosine or euclidean says it"
@@ -198,7 +199,7 @@ def _codebook(
         dim=part.shape(names[0])[-1],
         heads=1,
         metric=kind.metric,
-        dtype=ckpt.infos[part.key(names[0])].dtype,
+        dtype=ckpt.infos[part.key(names[0])].reads,
         parts=parts,
         evidence="assumed" if later or kind.assumed else "stated" if found or original is not None else "by structure",
         residual=len(names) > 1,

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.artefact import descriptions
@@ -17,6 +15,9 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.base import Affine, Codebook, Mode, Parts
 from toc_cli.io.families.layers import product
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 ALONE = "an artefact holds the pruned codebook alone, without a model around it"
 
@@ -66,6 +67,8 @@ class _Book:
 
     def basis(self) -> torch.Tensor:
         """(L|1, H, D, D') float64 of the kept space in the space before."""
+        import torch
+
         rotation = self.read("rotation")
         if rotation is not None:
             return rotation if rotation.dim() == 4 else rotation[None, None]
@@ -97,7 +100,7 @@ def _codebook(book: _Book) -> Codebook:
         dim=shapes[0][2],
         heads=book.heads,
         metric=about["metric"],
-        dtype=ckpt.infos[book.table(0)].dtype,
+        dtype=ckpt.infos[book.table(0)].reads,
         parts=lambda opened: _parts(_Book(opened, book.id, about), normed),
         evidence="stated",
         residual=bool(about["residual"]),
@@ -121,6 +124,8 @@ def _outer_width(book: _Book, normed: bool) -> int | None:
 
 def _parts(book: _Book, normed: bool) -> Parts:
     """The kept space is one more projection behind the one of the checkpoint: P^T (W x + b)."""
+    import torch
+
     tables = tuple(book.codes(level) for level in range(book.levels))
     logits = book.affine("logits")
     basis = book.basis()

@@ -16,7 +16,9 @@ from toc_cli.errors import UsageError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import moments
 from toc_cli.io.families.base import Codebook, Mode, Site
-from toc_cli.io.families.emit import ASSUMED, copy_key, keep_sharing, narrow, sites_of
+from toc_cli.io.families.copies import copy_key, sites_of
+from toc_cli.io.families.emit import keep_sharing, narrow
+from toc_cli.io.families.offered import ASSUMED
 from toc_cli.io.names import printable
 
 IN_CONFIG = {

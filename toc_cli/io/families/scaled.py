@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, Edits, TensorInfo
 from toc_cli.io.families.base import Codebook, Mode, Parts
 from toc_cli.io.families.names import is_optimizer
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCKS = (16, 32, 64, 128, 256, 512)
 """Block lengths in use, where a scale stands for a block and no config says of what length."""

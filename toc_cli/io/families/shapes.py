@@ -10,7 +10,7 @@ from math import prod
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
 from toc_cli.io.families.base import Codebook, Relied, Site
-from toc_cli.io.families.emit import copy_key
+from toc_cli.io.families.copies import copy_key
 from toc_cli.io.families.names import misfit
 from toc_cli.io.names import printable
 
@@ -77,7 +77,7 @@ def _check_site(ckpt: Checkpoint, book: Codebook, site: Site) -> None:
 
 def _floating(ckpt: Checkpoint, key: str) -> TensorInfo:
     info = ckpt.require(key)
-    if not info.dtype.is_floating_point:
-        name = str(info.dtype).removeprefix("torch.")
+    if not info.is_floating:
+        name = info.reads
         raise InputError(f"{printable(key)} is {tuple(info.shape)} {name}, where floating-point numbers are expected.")
     return info

@@ -108,7 +108,7 @@ def _codebook(section: Section, spelt: _Spelling, root: str, prefixes: list[str]
         dim=dim,
         heads=1,
         metric="euclidean",
-        dtype=section.infos[f"{layers[0]}.weight"].dtype,
+        dtype=section.infos[f"{layers[0]}.weight"].reads,
         parts=parts,
         residual=tables[0] != f"{root}{spelt.table}",
         outer_width=shape(section, before)[1] if before else None,

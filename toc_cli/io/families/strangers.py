@@ -64,7 +64,7 @@ def _beside(parts: list[Section], book: Codebook) -> Iterator[str]:
         for name in part if prefixes else ():
             inside = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), None)
             info = part.infos[name]
-            if inside is None or inside.count(".") > 1 or is_statistic(name) or not info.dtype.is_floating_point:
+            if inside is None or inside.count(".") > 1 or is_statistic(name) or not info.is_floating:
                 continue
             lengths = [n for n in info.shape if n > 1]
             if lengths and len(lengths) <= 2 and all(n in wide for n in lengths):

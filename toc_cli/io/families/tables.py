@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.checkpoint.stored_types import BYTES
 from toc_cli.io.families.base import Codebook, Parts, Site
 from toc_cli.io.families.layers import affine, pointwise, producer, relied, shape, spelling
 from toc_cli.io.families.names import Section, misfit, twins
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plain(
@@ -86,6 +88,8 @@ def stack(
         return (stored.T if transposed else stored)[:size]
 
     def parts(opened: Checkpoint) -> Parts:
+        import torch
+
         tables = [
             torch.stack([table(opened, name, size) for name in row]) for row, size in zip(grid, sizes, strict=True)
         ]
@@ -97,7 +101,7 @@ def stack(
         num_codes=tuple(sizes),
         dim=dim,
         heads=heads,
-        dtype=part.infos[grid[0][0]].dtype,
+        dtype=part.infos[grid[0][0]].reads,
         parts=parts,
         residual=more.pop("residual", len(grid) > 1),
         metric=more.pop("metric", "euclidean"),
@@ -159,6 +163,8 @@ def to_heads(table: torch.Tensor, axes: str) -> torch.Tensor:
 
 def has_unit_rows(ckpt: Checkpoint, key: str) -> bool:
     """Whether all rows have unit length, to the precision of their type."""
+    import torch
+
     table = ckpt.get(key).double()
     spread = (torch.linalg.vector_norm(table, dim=-1) - 1).abs()
-    return bool((spread < (1e-4 if ckpt.infos[key].dtype.itemsize >= 4 else 2e-2)).all())
+    return bool((spread < (1e-4 if BYTES[ckpt.infos[key].reads] >= 4 else 2e-2)).all())

@@ -158,7 +158,7 @@ def _gumbel(part: Section, root: str) -> Codebook:
         dim=dim,
         heads=1,
         metric="logits",
-        dtype=part.infos[name].dtype,
+        dtype=part.infos[name].reads,
         parts=parts,
         outer_width=width,
         sites=(Site(part.key(name), 1, "codes", 0), *after),

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -19,6 +18,9 @@ from toc_cli.io.families.layers import single
 from toc_cli.io.families.names import Section, misfit, sections
 from toc_cli.io.families.tables import has_unit_rows
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 FAMILY = "vector-quantize-pytorch"
 NO_CONSUMER = "the module ends with its codebook: which layer reads the quantised vector only the code around it knows"
@@ -226,7 +228,7 @@ def _quantiser(ckpt: Checkpoint, module: Module) -> Codebook:
         dim=dim,
         heads=module.heads,
         metric="cosine" if cosine else "euclidean",
-        dtype=info.dtype,
+        dtype=info.reads,
         parts=lambda ckpt: _parts(ckpt, module, 1 if qinco else module.levels),
         residual=module.residual,
         own_dims_per_head=not module.shared_table,
@@ -290,6 +292,8 @@ def _sites(module: Module) -> list[Site]:
 
 def _tables(ckpt: Checkpoint, module: Module, level: int) -> torch.Tensor:
     """The effective codes (H, K, D) of a level."""
+    import torch
+
     if module.has("vq_bridge."):
         name = printable(module.name(level, 0, "embed"))
         raise InputError(f"{name} passes through a vq_bridge network: the effective codes are not in the file.")
@@ -327,6 +331,8 @@ def _before_affine(ckpt: Checkpoint, module: Module, fill: torch.Tensor) -> torc
 
 
 def _parts(ckpt: Checkpoint, module: Module, levels: int) -> Parts:
+    import torch
+
     section = module.section
 
     def affine(which: str) -> Affine | None:
@@ -352,6 +358,8 @@ def _selections(
     module: Module, basis: torch.Tensor, constant: torch.Tensor, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Projections for a module that had none: x -> P^T x before, q -> P q + c after, block by block over the heads."""
+    import torch
+
     if basis.shape[-1] == basis.shape[-2]:
         return {}
     section, first = module.section, next(iter(module.section.infos.values()))

@@ -6,9 +6,7 @@ The index is the argmax of `weight_proj`, so pruning the vectors never changes a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint
@@ -16,6 +14,9 @@ from toc_cli.io.families.base import Codebook, Mode, Parts, Relied, Site
 from toc_cli.io.families.layers import affine, consumer, relied, shape
 from toc_cli.io.families.names import Section, sections
 from toc_cli.io.names import printable
+
+if TYPE_CHECKING:
+    import torch
 
 CODES = r"(?P<root>.*?)quantizer\.codevectors"
 WARNING = "assignment comes from logits: codes never change, only the looked-up vectors"
@@ -63,7 +64,7 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
         dim=dim,
         heads=heads,
         metric="logits",
-        dtype=ckpt.infos[part.key(name)].dtype,
+        dtype=ckpt.infos[part.key(name)].reads,
         parts=parts,
         outer_width=shape(part, chooser)[1],
         sites=tuple(sites),

@@ -41,7 +41,7 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str, names: list[str]) -> C
         dim=dim,
         heads=1,
         metric="euclidean",
-        dtype=ckpt.infos[part.key(names[0])].dtype,
+        dtype=ckpt.infos[part.key(names[0])].reads,
         parts=lambda opened: Parts(tables=tuple(opened.get(part.key(name))[None] for name in names)),
         residual=len(names) > 1,
         ema_twins=twins,

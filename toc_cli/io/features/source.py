@@ -131,10 +131,10 @@ def channels_last(box: np.ndarray, axis: int, ndim: int) -> np.ndarray:
 
 
 class ArraySource(Source):
-    """An array that is in memory already."""
+    """An array that is in memory already, of the file at `path` where it came from one."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
+    def __init__(self, array: np.ndarray, path: Path = Path()) -> None:
+        self.array, self.path = array, path
         self.shape, self.dtype = array.shape, array.dtype
 
     def reader(self, axis: int, opened: Opened) -> Reader:
