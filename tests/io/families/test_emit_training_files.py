@@ -190,6 +190,30 @@ def test_the_other_copy_is_read_where_it_is_named() -> None:
     assert {key, "ema/quantize.embedding.weight"} <= set(edited)
 
 
+@pytest.mark.parametrize(
+    "names", [("blocks.{}.", "blocks.{}."), ("encoder_{}_vq.", "encoder_{}_vq."), ("module.b{}.", "b{}.")]
+)
+def test_each_of_several_codebooks_has_its_own_average(names: tuple[str, str]) -> None:
+    """Names that end alike are no copies: `ema.blocks.0.vq` averages `model.blocks.0.vq` alone."""
+    draw = torch.Generator().manual_seed(0)
+    keys = [
+        f"{root}{name.format(at)}quantize.embedding.weight"
+        for root, name in zip(("ema.", "model."), names, strict=True)
+        for at in (0, 1)
+    ]
+    ckpt = MemoryCheckpoint({key: torch.randn(16, 8, generator=draw) for key in keys})
+    found = {book.keys[0][0]: book for book in detect(ckpt)}
+    assert list(found) == keys[:2]
+    for at, book in enumerate(found.values()):
+        (copy,) = book.copies
+        assert copy + keys[at].removeprefix(book.root) == keys[2 + at]
+
+
+def test_an_average_of_a_codebook_that_is_not_there_is_no_copy_of_another() -> None:
+    tables = {f"{name}.quantize.embedding.weight": torch.randn(16, 8) for name in ("ema.blocks.0", "model.blocks.1")}
+    assert [book.copies for book in detect(MemoryCheckpoint(tables))] == [(), ()]
+
+
 def test_two_models_that_are_no_copies_stay_two() -> None:
     ckpt = MemoryCheckpoint({**model("teacher/"), **model("student/", 2.0)})
     assert [book.copies for book in detect(ckpt, assume=True)] == [(), ()]

@@ -16,7 +16,7 @@ from published_layouts import PUBLISHED
 from toc_cli.errors import TocError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit
-from toc_cli.io.families.base import Codebook
+from toc_cli.io.families.base import MODES, Codebook
 from toc_cli.pipeline.source import Source, sources
 
 SEED = int(os.environ.get("TOC_MUTATION_SEED", "0"))
@@ -100,7 +100,7 @@ def whole_road(ckpt: MemoryCheckpoint) -> None:
     offered = [emit.supported(ckpt, book) for book in books]
     for source, reasons in zip(sources(ckpt, books), offered, strict=True):
         tokens(source)
-        for mode in emit.MODES:
+        for mode in MODES:
             if not reasons[mode]:
                 edited(ckpt, source.book, mode)
 

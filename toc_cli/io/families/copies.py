@@ -21,16 +21,14 @@ def join(ckpt: Checkpoint, found: list[Codebook], wanted: Collection[str] = ()) 
     """
     followers: set[int] = set()
     copies: dict[int, list[tuple[str, str]]] = {}  # place of what is read -> (its prefix, that of a copy)
-    for place, one in enumerate(found):
-        for other_place, other in enumerate(found):
-            prefixes = _prefixes(one, other) if place != other_place else None
-            if prefixes and _averaged(prefixes[0]) and not _averaged(prefixes[1]):
-                if _holds(other, wanted) and not _holds(one, wanted):
-                    followers.add(place)
-                    copies.setdefault(other_place, []).append((prefixes[1], prefixes[0]))
-                else:
-                    followers.add(other_place)
-                    copies.setdefault(place, []).append(prefixes)
+    for place, other_place, prefixes in _averages(found):
+        one, other = found[place], found[other_place]
+        if _holds(other, wanted) and not _holds(one, wanted):
+            followers.add(place)
+            copies.setdefault(other_place, []).append((prefixes[1], prefixes[0]))
+        else:
+            followers.add(other_place)
+            copies.setdefault(place, []).append(prefixes)
     joined = []
     for place, one in enumerate(found):
         if place in copies and place not in followers:
@@ -49,21 +47,49 @@ def _holds(book: Codebook, keys: Collection[str]) -> bool:
     return any(key in keys for level in book.keys for key in level)
 
 
+def _averages(found: list[Codebook]) -> list[tuple[int, int, tuple[str, str]]]:
+    """(place of an average, place of what it averages, their prefixes): each average with those it shares the most of its name with,
+    and none that shares more with another average (`ema.0.vq` is of `model.0.vq`, not of `model.1.vq`)."""
+    by_end: dict[tuple[object, ...], list[int]] = {}
+    for place, book in enumerate(found):
+        parts = _parts(book)
+        for at in range(len(parts)):
+            by_end.setdefault((*_form(book), *parts[at:]), []).append(place)
+    met: dict[
+        int, list[tuple[int, int, tuple[str, str]]]
+    ] = {}  # place of what is averaged -> (length of the end, average, prefixes)
+    for place, one in enumerate(found):
+        parts = _parts(one)
+        for at in (at for at in range(1, len(parts)) if _averaged("".join(parts[:at]))):
+            ends = by_end.get((*_form(one), *parts[at:]), ())
+            pairs = [(other, _prefixes(one, found[other], len(parts) - at)) for other in ends if other != place]
+            theirs = [(other, both) for other, both in pairs if both is not None and not _averaged(both[1])]
+            for other, both in theirs:
+                met.setdefault(other, []).append((len(parts) - at, place, both))
+            if theirs:
+                break
+    return sorted(
+        (place, other, both)
+        for other, averages in met.items()
+        for shared, place, both in averages
+        if shared == max(averages)[0]
+    )
+
+
 def _averaged(prefix: str) -> bool:
     return bool(AVERAGED.search(prefix.rstrip("/.")))
 
 
-def _prefixes(one: Codebook, other: Codebook) -> tuple[str, str] | None:
-    """The two prefixes in which the keys of codebooks of one form differ; None where they differ otherwise."""
-    if _form(one) != _form(other):
-        return None
-    a, b = (re.split(r"(?<=[/.])", book.keys[0][0]) for book in (one, other))
-    while a and b and a[-1] == b[-1]:
-        a.pop()
-        b.pop()
-    first, second = "".join(a), "".join(b)
+def _parts(book: Codebook) -> list[str]:
+    return re.split(r"(?<=[/.])", book.keys[0][0])
+
+
+def _prefixes(one: Codebook, other: Codebook, shared: int) -> tuple[str, str] | None:
+    """The prefixes before the last `shared` parts of their first keys; None where the keys differ otherwise, or by a number."""
+    first, second = ("".join(_parts(book)[:-shared]) for book in (one, other))
     moved = tuple(tuple(second + key.removeprefix(first) for key in level) for level in one.keys)
-    return (first, second) if moved == other.keys else None
+    numbers = [re.findall(r"\d+", prefix) for prefix in (first, second)]
+    return (first, second) if moved == other.keys and (numbers[0] == numbers[1] or not all(numbers)) else None
 
 
 def _form(book: Codebook) -> tuple[object, ...]:

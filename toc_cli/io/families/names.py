@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
@@ -66,6 +69,20 @@ class Section:
     def optional(self, name: str) -> str | None:
         """Full key, or None where there is no such tensor."""
         return self.infos[name].key if name in self.infos else None
+
+    def under(self, prefix: str) -> list[str]:
+        """Names that begin with `prefix`, in file order, without a walk over all the others."""
+        first = bisect_left(self._sorted, prefix)
+        last = bisect_left(self._sorted, prefix + chr(sys.maxunicode))
+        return sorted(self._sorted[first:last], key=self._places.__getitem__)
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self.infos)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.infos)}
 
     def matches(self, pattern: str) -> list[re.Match[str]]:
         """Full matches of `pattern` over the names, in file order, numbers in the names counting as numbers."""

@@ -20,12 +20,11 @@ def told(ckpt: Checkpoint, books: list[Codebook]) -> list[Codebook]:
     """The codebooks, those that are known by structure alone made *assumed*, with a warning, where strangers stand beside them."""
     used = {key for book in books for key in _used(book)}
     tables = {key for book in books for level in book.keys for key in level}
-    layers = tuple(
-        {key.rpartition(".")[0] + "." for key in used - tables if "." in key}
-    )  # a weight's bias and magnitude
-    parts = sections(ckpt)
+    layers = {key.rpartition(".")[0] + "." for key in used - tables if "." in key}  # a weight's bias and magnitude
+    modules = {table.rpartition(".")[0] + "." for table in tables}
+    parts = [(part, {part.key(name): name for name in part}) for part in sections(ckpt)]
     return [
-        _told(book, [key for key in _beside(parts, book) if key not in used and not _within(key, layers, tables)])
+        _told(book, [key for key in _beside(parts, book) if key not in used and not _within(key, layers, modules)])
         for book in books
     ]
 
@@ -39,10 +38,10 @@ def _told(book: Codebook, keys: list[str]) -> Codebook:
     return replace(book, evidence="assumed", warnings=(*book.warnings, note))
 
 
-def _within(key: str, layers: tuple[str, ...], tables: set[str]) -> bool:
+def _within(key: str, layers: set[str], modules: set[str]) -> bool:
     """Whether a tensor belongs to a layer that is used, other than the module of a table itself."""
     module = key.rpartition(".")[0] + "."
-    return module in layers and not any(table.rpartition(".")[0] + "." == module for table in tables)
+    return module in layers and module not in modules
 
 
 def _used(book: Codebook) -> Iterator[str]:
@@ -55,16 +54,16 @@ def _used(book: Codebook) -> Iterator[str]:
         yield from (key for key in (site.bias, site.counts) if key)
 
 
-def _beside(parts: list[Section], book: Codebook) -> Iterator[str]:
+def _beside(parts: list[tuple[Section, dict[str, str]]], book: Codebook) -> Iterator[str]:
     """Tensors of the module of a table, or of a module of layers within it, with one number per dimension."""
     wide = {book.dim, book.heads * book.dim}
-    for part in parts:
-        own = [name for name in part if part.key(name) in {key for level in book.keys for key in level}]
+    for part, names in parts:
+        own = [names[key] for level in book.keys for key in level if key in names]
         prefixes = tuple(dict.fromkeys(prefix for name in own for prefix in beside(name) if prefix))
-        for name in part if prefixes else ():
-            inside = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), None)
+        for name in dict.fromkeys(name for prefix in prefixes for name in part.under(prefix)):
+            inside = next(name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix))
             info = part.infos[name]
-            if inside is None or inside.count(".") > 1 or is_statistic(name) or not info.is_floating:
+            if inside.count(".") > 1 or is_statistic(name) or not info.is_floating:
                 continue
             lengths = [n for n in info.shape if n > 1]
             if lengths and len(lengths) <= 2 and all(n in wide for n in lengths):

@@ -38,8 +38,12 @@ def find(ckpt: Checkpoint) -> list[Codebook]:
 def _refuse_second_table(part: Section, root: str, name: str) -> None:
     """InputError where one index looks up two tables at once, as in TokenFlow."""
     codes = part.sizes(name, "K D")[0]
-    tables = part.matches(rf"{re.escape(root)}quantize\.\w*embed\w*\.weight")
-    others = [m.group() for m in tables if m.group() != name and part.shape(m.group())[:1] == (codes,)]
+    tables = [
+        one
+        for one in part.under(f"{root}quantize.")
+        if re.fullmatch(r"quantize\.\w*embed\w*\.weight", one[len(root) :])
+    ]
+    others = [one for one in tables if one != name and part.shape(one)[:1] == (codes,)]
     if others:
         raise InputError(
             f"{printable(part.key(name))} and {printable(part.key(others[0]))} are looked up by one index (as in TokenFlow):"
@@ -53,11 +57,11 @@ def _codebook(ckpt: Checkpoint, part: Section, root: str) -> Codebook:
     dim = part.sizes(name, "K D")[1]
     after = reader(part, f"{root}post_quant_conv", dim)
     before = f"{root}quant_conv" if shape(part, f"{root}quant_conv")[:1] == (dim,) else None
-    if any(other.startswith(f"{root}quantize.quant_resi.") for other in part):
+    if part.under(f"{root}quantize.quant_resi."):
         return _var(part, root, name, after)
     if f"{root}latent_tokens" in part and shape(part, f"{root}decoder.decoder_embed"):
         return _titok(ckpt, part, root, name)
-    if f"{root}quantize.codebook_used" in part or any(name.startswith(f"{root}encoder.conv_blocks.") for name in part):
+    if f"{root}quantize.codebook_used" in part or part.under(f"{root}encoder.conv_blocks."):
         return plain(
             part,
             [name],
