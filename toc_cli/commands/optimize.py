@@ -27,7 +27,7 @@ def optimize(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Share (0.5, 50%; half by default), count (128) or auto: the smallest within the bounds below.",
+            help="Share (0.5, 50%; half by default), count (128), one a level (0.5,0.5,0.25), or auto: smallest in the bounds.",
         ),
     ] = None,
     budget: Annotated[

@@ -43,7 +43,7 @@ def remap(
         sink.warn(
             f"Quantised anew with the codes that are left, {done['mapped_share']:.2%} of the sampled tokens are these."
         )
-    if done["kept_dim"] < done["dim"]:
+    if done["kept_least"] < done["dim"]:
         sink.warn(
             f"The codebook has {done['kept_dim']} of {done['dim']} dimensions as well, which changes more tokens."
         )

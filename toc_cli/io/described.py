@@ -6,7 +6,7 @@ Legend: L levels, H heads, K codes, D dimensions before, D' kept ones, W outer w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toc_cli.io.checkpoint.base import TensorInfo
@@ -44,16 +44,24 @@ def _misshapen(own: Mapping[str, TensorInfo], about: Mapping[str, Any], id: int)
     levels, heads, dim = about["levels"], about["heads"], about["dim"]
     tables = [own["codebook"]] if "codebook" in own else [own[name] for name in _numbered(own, "codebook", levels)]
     first = tables[0].shape if tables else ()
-    kept = first[-1] if first else 0
+    sizes = [table.shape[-1] if table.shape else 0 for table in tables]
     if "codebook" in own:
         fits = len(first) == 4 and first[:2] == (levels, heads)
     else:
-        fits = len(tables) == levels and all(
-            len(t.shape) == 3 and (t.shape[0], t.shape[2]) == (heads, kept) for t in tables
-        )
-    if not fits or not kept or kept > dim or not all(table.is_floating for table in tables) or min(first) < 1:
+        fits = len(tables) == levels and all(len(t.shape) == 3 and t.shape[0] == heads for t in tables)
+    uneven = len(set(sizes)) > 1
+    fits = fits and all(0 < size <= dim and min(t.shape) > 0 for size, t in zip(sizes, tables, strict=True))
+    if not fits or not all(table.is_floating for table in tables):
         shown = ", ".join(str(table.shape) for table in tables[:3])
         return f"codebook {id} of {levels} levels and {heads} heads has codes of shape {shown or 'none'}"
+    if uneven != ("kept.0" in own):
+        return (
+            f"codebook {id} has levels of {printable(str(sizes[:8]))} dimensions, and kept dimensions of another kind"
+        )
+    if uneven:
+        problem = _misshapen_levels(own, sizes, heads, dim, id)
+        return problem or _misshapen_layers(own, about, id)
+    kept = sizes[0]
     own_levels = [(count, heads) for count in {1, levels}]
     wanted: dict[str, list[tuple[int, ...]]] = {
         "kept": [(*lead, kept) for lead in own_levels],
@@ -68,6 +76,21 @@ def _misshapen(own: Mapping[str, TensorInfo], about: Mapping[str, Any], id: int)
     if "rotation" in own and not own["rotation"].is_floating:
         return f"codebook {id} has a rotation of {own['rotation'].stored}"
     return _misshapen_layers(own, about, id)
+
+
+def _misshapen_levels(own: Mapping[str, TensorInfo], sizes: Sequence[int], heads: int, dim: int, id: int) -> str:
+    """Levels that keep unlike many dimensions: each has its own kept ones, and its own rotation if there is any."""
+    turned = any(f"rotation.{level}" in own for level in range(len(sizes)))
+    for level, size in enumerate(sizes):
+        wanted = {f"kept.{level}": (heads, size)} | ({f"rotation.{level}": (heads, dim, size)} if turned else {})
+        for name, shape in wanted.items():
+            if name not in own or own[name].shape != shape:
+                return f"codebook {id} has {name} of shape {own[name].shape if name in own else 'none'}, not {shape}"
+        if own[f"kept.{level}"].stored != "int64" or (turned and not own[f"rotation.{level}"].is_floating):
+            return f"codebook {id} has kept.{level} of {own[f'kept.{level}'].stored}"
+    if "fill" not in own or not own["fill"].is_floating or own["fill"].shape != (len(sizes), heads, dim):
+        return f"codebook {id} lacks the constant of its dropped dimensions"
+    return ""
 
 
 def _misshapen_layers(own: Mapping[str, TensorInfo], about: Mapping[str, Any], id: int) -> str:

@@ -19,6 +19,7 @@ from toc_cli.errors import InputError
 from toc_cli.ops.assign import Searcher
 from toc_cli.ops.linear import TILE_NUMBERS as WEIGHED_NUMBERS
 from toc_cli.ops.linear import Array, float64, matmul, unit_rows, weighted_sum
+from toc_cli.ops.selection import trimmed
 
 Metric: TypeAlias = Literal["euclidean", "cosine", "dot", "logits"]
 
@@ -234,30 +235,33 @@ class Quantiser:
     # Other forms
 
     def pruned(self, kept: torch.Tensor, fill: Array | None = None) -> Quantiser:
-        """The subspace form: only `kept` (L or 1, H, D') is compared, `fill` (L, H, D), or 0, is passed on elsewhere.
+        """The subspace form: only `kept` (L or 1, H, D') is compared, `fill` (L, H, D), or 0, is passed on elsewhere. A level that
+        keeps fewer has -1 at the end.
 
         ValueError where a cosine lookup or unit vectors allow no constant but 0.
         """
         self._require_all_dimensions()
-        kept = kept.sort(-1).values
+        own = [index.sort(-1).values for index in trimmed(kept)] * (len(self.levels) // len(kept))
         codes = [
             torch.stack([book[:, at] for book, at in zip(level.codes, index, strict=True)])
-            for level, index in zip(self.levels, kept.expand(len(self.levels), -1, -1), strict=True)
+            for level, index in zip(self.levels, own, strict=True)
         ]
-        return self._with([self._stored(code) for code in codes], fill, kept=kept)
+        return self._with([self._stored(code) for code in codes], fill, kept=own)
 
     def rotated(self, rotation: torch.Tensor, fill: Array | None = None) -> Quantiser:
-        """The subspace form in the components of `rotation` (L or 1, H, D, D'): codes E R, in the dtype of the codes.
+        """The subspace form in the components of `rotation` (L or 1, H, D, D'): codes E R, in the dtype of the codes. A level that
+        keeps fewer has columns of zeros at the end.
 
         What `fill` (L, H, D) holds outside those components is passed on.
         """
         self._require_all_dimensions()
         stored = []
-        for level, turns in zip(self.levels, rotation.expand(len(self.levels), -1, -1, -1), strict=True):
+        own = components(rotation) * (len(self.levels) // len(rotation))
+        for level, turns in zip(self.levels, own, strict=True):
             parts = [self._rotated(book, turn, level.codes) for book, turn in zip(level.codes, turns, strict=True)]
             wide = any(part.dtype != level.codes.dtype for part in parts)
             stored.append(torch.stack([part.float() if wide else part for part in parts]))
-        return self._with(stored, fill, rotation=rotation)
+        return self._with(stored, fill, rotation=own)
 
     def recoded(self, tables: Sequence[torch.Tensor]) -> Quantiser:
         """The same with other codes (H, K', D) per level."""
@@ -303,8 +307,8 @@ class Quantiser:
         self,
         codes: Sequence[torch.Tensor],
         fill: Array | None,
-        kept: torch.Tensor | None = None,
-        rotation: torch.Tensor | None = None,
+        kept: Sequence[torch.Tensor] | None = None,
+        rotation: Sequence[torch.Tensor] | None = None,
     ) -> Quantiser:
         constants = np.zeros((len(codes), self.heads, self.dim)) if fill is None else fill
         cosine = self.metric == "cosine"
@@ -439,17 +443,19 @@ def quantiser(
     level_out: Sequence[Linear] = (),
     logits: Linear | None = None,
     project_out: Linear | None = None,
-    kept: torch.Tensor | None = None,
-    rotation: torch.Tensor | None = None,
+    kept: Sequence[torch.Tensor] | None = None,
+    rotation: Sequence[torch.Tensor] | None = None,
     fill: Array | None = None,
 ) -> Quantiser:
     """The quantiser of full tables (H, K_l, D), one per level.
 
-    From the stored parts of a pruned one: tables (H, K_l, D') with `fill` (L, H, D) and either `kept` (L or 1, H, D')
-    int64 ascending or `rotation` (L or 1, H, D, D').
+    From the stored parts of a pruned one: tables (H, K_l, D'_l) with `fill` (L, H, D) and either `kept` (H, D'_l) int64 ascending
+    or `rotation` (H, D, D'_l), one per level or one for all.
     """
     shapes = [tuple(table.shape) for table in tables]
-    if not tables or any(len(shape) != 3 or shape[0] != shapes[0][0] or shape[2] != shapes[0][2] for shape in shapes):
+    whole = kept is None and rotation is None
+    odd = [s for s in shapes if len(s) != 3 or s[0] != shapes[0][0] or (whole and s[2] != shapes[0][2])]
+    if not tables or odd:
         raise ValueError(f"tables must be (H, K, D) with one H and D over the levels, not {shapes}")
     if len(level_in) != len(level_out) or len(level_in) not in (0, len(tables)):
         raise ValueError(f"{len(tables)} levels with {len(level_in)} projections in and {len(level_out)} out")
@@ -465,8 +471,8 @@ def _levels(
     fill: Array | None,
     cosine: bool,
     unit_vectors: bool,
-    kept: torch.Tensor | None,
-    rotation: torch.Tensor | None,
+    kept: Sequence[torch.Tensor] | None,
+    rotation: Sequence[torch.Tensor] | None,
 ) -> tuple[Level, ...]:
     width = max(table.shape[-1] for table in tables) if fill is None else np.shape(fill)[-1]
     held = sum(table.shape[0] * table.shape[1] * width for table in tables) <= HELD_NUMBERS
@@ -482,9 +488,18 @@ def _levels(
     return tuple(Level(table, constants[n], unit_vectors, at[n], turn[n], held) for n, table in enumerate(tables))
 
 
-def _per_level(stacked: torch.Tensor | None, levels: int) -> Sequence[torch.Tensor | None]:
-    """(L or 1, ...) as one entry per level; None stays None."""
-    return [None] * levels if stacked is None else stacked.expand(levels, *stacked.shape[1:]).unbind()
+def _per_level(own: Sequence[torch.Tensor] | None, levels: int) -> Sequence[torch.Tensor | None]:
+    """One entry per level, of one per level or one for all; None stays None."""
+    if own is None:
+        return [None] * levels
+    if len(own) not in (1, levels):
+        raise ValueError(f"{len(own)} kept spaces for {levels} levels")
+    return list(own) * (levels // len(own))
+
+
+def components(rotation: torch.Tensor) -> list[torch.Tensor]:
+    """(L, H, D, D') to (H, D, D'_l) per level, without the columns of zeros at the end of a level that keeps fewer."""
+    return [level[..., : int(level[0].any(0).sum())] for level in rotation]
 
 
 def _affine(layer: Linear, x: np.ndarray) -> np.ndarray:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from toc_cli.errors import UsageError
 from toc_cli.ops.linear import Array, float64
+
+Size: TypeAlias = int | tuple[int, ...]
+"""D' of a codebook, or of each of its levels where they differ."""
 
 _NUMBER = re.compile(r"\d{1,18}(\.\d{0,18})?|\.\d{1,18}", re.ASCII)
 
@@ -33,6 +38,56 @@ def parse_keep(keep: str | float | int, dim: int) -> int | None:
     text = str(keep).strip()
     hint = "Use a share (0.5 or 50%), a count (128) or auto."
     return None if text == "auto" else parse_share("--keep", text, dim, hint)
+
+
+def parse_keeps(keep: str, dim: int, levels: int) -> Size | None:
+    """`parse_keep`, or one value for each of `levels` levels between commas; equal ones are one size. UsageError for another number
+    of values, and for `auto` among them."""
+    parts = keep.split(",")
+    if len(parts) == 1:
+        return parse_keep(keep, dim)
+    if len(parts) != levels:
+        have = "1 level" if levels == 1 else f"{levels} levels"
+        raise UsageError(
+            f"--keep {keep} names {len(parts)} sizes, and the codebook has {have}.",
+            "Use one value for all levels, or as many as there are.",
+        )
+    return per_level(keep, dim)
+
+
+def per_level(keep: str, dim: int) -> Size:
+    """The values between commas, one for each level. UsageError for what is no share or count."""
+    sizes = [parse_keep(part, dim) for part in keep.split(",")]
+    found = tuple(size for size in sizes if size is not None)
+    if len(found) < len(sizes):
+        raise UsageError(f"--keep {keep}: auto is no size of one level.", "Use shares or counts, or auto alone.")
+    return one_size(found)
+
+
+def one_size(sizes: Sequence[int]) -> Size:
+    """Sizes of levels, as one where they are equal."""
+    return sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
+
+
+def most(size: Size) -> int:
+    """The largest D' over the levels."""
+    return size if isinstance(size, int) else max(size)
+
+
+def size_text(size: Size) -> str:
+    """A size as `--keep` takes it: `64`, `64,32`."""
+    return str(size) if isinstance(size, int) else ",".join(map(str, size))
+
+
+def padded(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Kept indices (H, D'_l) per level as one (L, H, D'), -1 where a level keeps fewer than another."""
+    width = max(level.shape[-1] for level in levels)
+    return torch.stack([torch.nn.functional.pad(level, (0, width - level.shape[-1]), value=-1) for level in levels])
+
+
+def trimmed(kept: torch.Tensor) -> list[torch.Tensor]:
+    """The reverse of `padded`: (L, H, D') to (H, D'_l) per level."""
+    return [level[:, : int((level[0] >= 0).sum())] for level in kept]
 
 
 def parse_share(flag: str, text: str, whole: int, hint: str) -> int:

@@ -49,13 +49,16 @@ def _tensors(source: Source, census: Census, choice: Choice) -> dict[str, torch.
     tensors = {
         **_by_level("codebook", codes),
         **_by_level("usage", usage),
-        "kept": choice.kept,
+        **_by_level("kept", choice.kept_by_level),
         "fill": torch.from_numpy(choice.fill if choice.fill.shape[:2] != (1, 1) else choice.fill[0, 0]),
         "order": choice.order,
         **{name: torch.from_numpy(choice.table(name)) for name in ("score", "similarity", "variance")},
     }
-    if choice.rotation is not None:
-        tensors["rotation"] = choice.rotation if choice.rotation.shape[:2] != (1, 1) else choice.rotation[0, 0]
+    rotation = choice.rotation_by_level
+    if len(rotation) == 1 and len(rotation[0]) == 1:
+        tensors["rotation"] = rotation[0][0]
+    elif rotation:
+        tensors |= _by_level("rotation", rotation)
     if source.codes is not None:
         tensors |= _by_level("code_map", source.codes.cut.maps) | _by_level("code_ids", source.codes.cut.ids)
     for name in _LAYERS:
@@ -75,7 +78,7 @@ def stored_codes(source: Source, choice: Choice) -> list[torch.Tensor]:
 
 
 def _by_level(name: str, tables: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One stacked tensor (L, H, K, …), or one per level where their K differ."""
+    """One stacked tensor (L, H, …), or one per level where their shapes differ: other K, other D'."""
     if len({table.shape for table in tables}) == 1:
         return {name: torch.stack(list(tables))}
     return {f"{name}.{level}": table for level, table in enumerate(tables)}
@@ -102,6 +105,7 @@ def _description(source: Source, choice: Choice) -> dict[str, Any]:
         "num_codes": list(book.num_codes[:levels]),
         "dim": book.dim,
         "kept_dim": choice.count,
+        **({} if isinstance(choice.size, int) else {"kept_dims": choice.sizes}),
         **({} if source.codes is None else {"codes": source.codes.about}),
         "norm_eps": parts.norm_in.eps if parts.norm_in else None,
     }
@@ -127,16 +131,16 @@ def quantiser_of(artefact: Artefact, id: int) -> Quantiser:
 
 def _rebuild(book: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Quantiser:
     levels, heads, dim = book["levels"], book["heads"], book["dim"]
-    codes = list(own["codebook"]) if "codebook" in own else [own[f"codebook.{level}"] for level in range(levels)]
+    codes = _by_levels("codebook", own, levels)
     if len(codes) != levels or book["metric"] not in (*METRICS, "logits"):
         raise ValueError(f"{len(codes)} levels of {levels!r}, metric {printable(book['metric'], 40)}")
-    rotation = own.get("rotation")
+    rotation = _by_levels("rotation", own, levels)
     norm = _read_layer("norm_in", own)
     return quantiser(
         codes,
         fill=own["fill"].reshape(levels, heads, dim).numpy(),
-        kept=own["kept"] if rotation is None else None,
-        rotation=rotation if rotation is None or rotation.ndim == 4 else rotation[None, None],
+        kept=None if rotation else _by_levels("kept", own, levels),
+        rotation=rotation or None,
         metric=book["metric"],
         residual=book["residual"],
         unit_vectors=book["unit_vectors"],
@@ -149,6 +153,14 @@ def _rebuild(book: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Quanti
         logits=_read_layer("logits", own),
         project_out=_read_layer("project_out", own),
     )
+
+
+def _by_levels(name: str, own: Mapping[str, torch.Tensor], levels: int) -> list[torch.Tensor]:
+    """The reverse of `_by_level`: one tensor for each level, or one for all; none where there is no such. A lone table's rotation
+    is stored as (D, D')."""
+    if name not in own:
+        return [own[f"{name}.{level}"] for level in range(levels) if f"{name}.{level}" in own]
+    return [own[name][None]] if own[name].ndim == 2 else list(own[name])
 
 
 def _read_layer(name: str, own: Mapping[str, torch.Tensor]) -> Affine | None:

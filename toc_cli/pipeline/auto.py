@@ -9,6 +9,7 @@ from typing import Any
 from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.families.offered import supported
 from toc_cli.ops.criterion import CRITERIA
+from toc_cli.ops.selection import Size, most, size_text
 from toc_cli.pipeline.budget import needed
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.curve import Curve, Figures, meets
@@ -49,15 +50,15 @@ class Auto:
     def __init__(self, study: Study, hold: int) -> None:
         self.study = study
         self.trial, self.proof = (Curve(study, hold // 2, part) for part in (0, 1))
-        self._tried: dict[tuple[str, int], Figures] = {}
-        self._proved: dict[tuple[str, int], Figures] = {}
+        self._tried: dict[tuple[str, Size], Figures] = {}
+        self._proved: dict[tuple[str, Size], Figures] = {}
 
-    def best(self, count: int) -> str:
-        """The candidate that keeps most with `count` dimensions on the first part; of equals the first of the table."""
-        found = self._try([count], self.study.criteria)
-        return max(self.study.criteria, key=lambda name: rated(found[name, count], self.study.options))
+    def best(self, size: Size) -> str:
+        """The candidate that keeps most with `size` dimensions on the first part; of equals the first of the table."""
+        found = self._try([size], self.study.criteria)
+        return max(self.study.criteria, key=lambda name: rated(found[name, size], self.study.options))
 
-    def figures(self, counts: Sequence[int]) -> list[Figures]:
+    def figures(self, counts: Sequence[Size]) -> list[Figures]:
         """The figures of the best candidate at each size, on the first part."""
         found = self._try(counts, self.study.criteria)
         return [found[self.best(count), count] for count in counts]
@@ -80,9 +81,9 @@ class Auto:
                 return high
             high = self._bisect(max((n for n in below if n < smaller), default=0), smaller)
 
-    def decided(self, count: int) -> Curve:
+    def decided(self, size: Size) -> Curve:
         """The curve of the second part, its study now asking for the criterion that was found."""
-        self.proof.study = self.study.asking(criterion=self.best(count))
+        self.proof.study = self.study.asking(criterion=self.best(size))
         return self.proof
 
     def good(self, count: int) -> bool:
@@ -97,16 +98,16 @@ class Auto:
             self._proved[name, count] = self.proof.points([(name, count, options.seed)])[name, count, options.seed]
         return meets(self._proved[name, count], options)
 
-    def account(self, count: int, rows: int) -> dict[str, Any]:
+    def account(self, size: Size, rows: int) -> dict[str, Any]:
         """For the record: who was tried at the size taken, which sizes were, and on what; `rows` were measured afterwards."""
-        best, options = self.best(count), self.study.options
-        sizes = sorted({at for _, at in self._tried})
+        best, options = self.best(size), self.study.options
+        sizes = sorted({at for _, at in self._tried}, key=lambda at: (most(at), str(at)))
         chosen_on = sum(sample.rows for sample in self.trial.samples)
         return {
             "criterion": best,
             "by": "excess_distortion" if _by_distortion(options) else "token_agreement",
-            "candidates": {name: _shown(self._tried[name, count]) for name in self.study.criteria},
-            "sizes": {str(at): _shown(max((f for (_, n), f in self._tried.items() if n == at), key=lambda f: rated(f, options)))
+            "candidates": {name: _shown(self._tried[name, size]) for name in self.study.criteria},
+            "sizes": {size_text(at): _shown(max((f for (_, n), f in self._tried.items() if n == at), key=lambda f: rated(f, options)))
                       for at in sizes},
             "split": {"seed": options.seed, "chosen_on": chosen_on, "measured_on": rows, "apart": self.trial.apart},
         }  # fmt: skip
@@ -147,7 +148,7 @@ class Auto:
         )
         return tuple(ordered[:2])
 
-    def _try(self, counts: Iterable[int], names: Sequence[str]) -> dict[tuple[str, int], Figures]:
+    def _try(self, counts: Iterable[Size], names: Sequence[str]) -> dict[tuple[str, Size], Figures]:
         """The figures of criteria at sizes on the first part, measured together where they are not known."""
         seed = self.study.options.seed
         wanted = [(name, count) for count in counts for name in names]

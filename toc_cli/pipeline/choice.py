@@ -11,10 +11,10 @@ import torch
 from toc_cli.errors import UsageError
 from toc_cli.ops.criteria.base import Known
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.quantiser import Quantiser, components
 from toc_cli.ops.rotation import Rotation
 from toc_cli.ops.scores import Scores, shared, similarity_and_variance
-from toc_cli.ops.selection import Selection, parse_ratio, select
+from toc_cli.ops.selection import Selection, Size, one_size, padded, parse_ratio, select, trimmed
 from toc_cli.pipeline.knowledge import groups, known
 from toc_cli.pipeline.source import Source
 from toc_cli.pipeline.study import Study
@@ -36,8 +36,10 @@ class Choice:
     full: Quantiser
     ranking: Ranking
     selections: list[list[Selection]]
-    kept: torch.Tensor  # (L or 1, H, D') int64; of components, for a rotation
-    rotation: torch.Tensor | None  # (L or 1, H, D, D') float64
+    kept: (
+        torch.Tensor
+    )  # (L or 1, H, D') int64, -1 at the end of a level that keeps fewer; of components, for a rotation
+    rotation: torch.Tensor | None  # (L or 1, H, D, D') float64, zero at the end of a level that keeps fewer
     fill: np.ndarray  # (L, H, D)
     codes: bytes = b""
     """What tells choices apart whose codes are not the study's own."""
@@ -60,8 +62,34 @@ class Choice:
 
     @property
     def count(self) -> int:
-        """D'."""
+        """D', the largest over the levels."""
         return self.kept.shape[-1]
+
+    @property
+    def sizes(self) -> list[int]:
+        """D' of each level."""
+        own = [level.shape[-1] for level in self.kept_by_level]
+        return own * (len(self.full.levels) // len(own))
+
+    @property
+    def size(self) -> Size:
+        """D', or that of each level where they differ."""
+        return one_size(self.sizes)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every dimension of every level stays as it came."""
+        return min(self.sizes) == self.full.dim and self.rotation is None
+
+    @property
+    def kept_by_level(self) -> list[torch.Tensor]:
+        """(H, D'_l) int64 for each level, or once for all."""
+        return trimmed(self.kept)
+
+    @property
+    def rotation_by_level(self) -> list[torch.Tensor]:
+        """(H, D, D'_l) float64 for each level, or once for all; empty for a selection."""
+        return [] if self.rotation is None else components(self.rotation)
 
     def table(self, field: str) -> np.ndarray:
         """`score`, `similarity` or `variance` as (L or 1, H, D) float64."""
@@ -71,7 +99,7 @@ class Choice:
     @property
     def order(self) -> torch.Tensor:
         """(L or 1, H, D) int64: every dimension by falling score."""
-        rows = [[selection.order for selection in level] for level in self.selections]
+        rows = [[selection.order for selection in level] for level in self.selections[: len(self.ranking.scores)]]
         return torch.stack([torch.stack(level * (self.kept.shape[1] // len(level))) for level in rows])
 
 
@@ -105,18 +133,28 @@ def turned(about: Known, rotation: Rotation) -> Scores:
     return Scores(rotation.eigenvalues, *similarity_and_variance(rotation.moments(about.scored)))
 
 
-def choose(study: Study, ranking: Ranking, count: int, fill: np.ndarray | None = None) -> Choice:
-    """Keep `count` dimensions of each set, with the constant that stands in for the dropped ones: `constants` unless given."""
+def choose(study: Study, ranking: Ranking, size: Size, fill: np.ndarray | None = None) -> Choice:
+    """Keep `size` dimensions of each set, with the constant that stands in for the dropped ones: `constants` unless given.
+
+    Levels that share one set and keep unlike many take the first of one ranking each.
+    """
     source, options = study.source, study.options
     ratio = parse_ratio(options.ratio) if options.ratio else None
-    selections = [[select(s.score, count, ratio, s.last) for s in level] for level in ranking.scores]
     heads = source.full.heads
-    kept = torch.stack([torch.stack([s.kept for s in level] * (heads // len(level))) for level in selections])
+    counts = [size] * len(ranking.scores) if isinstance(size, int) else list(size)
+    own = ranking.scores * (len(counts) // len(ranking.scores))
+    selections = [
+        [select(s.score, count, ratio, s.last) for s in level] for level, count in zip(own, counts, strict=True)
+    ]
+    kept = padded([torch.stack([s.kept for s in level] * (heads // len(level))) for level in selections])
     constant = constants(study) if fill is None else fill
     if ranking.rotations is None:
         return Choice(source.full, ranking, selections, kept, None, constant)
-    turns = [[turn.leading(count) for turn in level] * (heads // len(level)) for level in ranking.rotations]
-    rotation = torch.from_numpy(np.array(turns))
+    turned = ranking.rotations * (len(counts) // len(ranking.rotations))
+    rotation = torch.zeros(len(counts), heads, source.full.dim, max(counts), dtype=torch.float64)
+    for at, (level, count) in enumerate(zip(turned, counts, strict=True)):
+        leading = np.array([turn.leading(count) for turn in level] * (heads // len(level)))
+        rotation[at, ..., :count] = torch.from_numpy(leading)
     return Choice(source.full, ranking, selections, kept, rotation, constant)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from toc_cli.errors import InputError, UsageError
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.ops.metrics import Sums, measure, stack
-from toc_cli.ops.selection import parse_keep
+from toc_cli.ops.selection import Size, parse_keep
 from toc_cli.pipeline.choice import Choice, choose, constants, rank_dimensions
 from toc_cli.pipeline.options import Options
 from toc_cli.pipeline.sample import Measured, Sample, measure_forms, shift_of
@@ -44,7 +44,7 @@ def parse_sweep(text: str, dim: int) -> list[int]:
     return sorted({count for count in counts if count is not None})
 
 
-Point: TypeAlias = tuple[str, int, int]
+Point: TypeAlias = tuple[str, Size, int]
 """Criterion, D', seed."""
 Figures: TypeAlias = dict[str, float | None]
 """`FIELDS`."""
@@ -76,10 +76,10 @@ class Curve:
         """Whether no unit is in both parts: only a single one cannot be split."""
         return self.part is not None and all(len(sample.whole) > 1 for sample in self.samples)
 
-    def choice(self, criterion: str, count: int, seed: int) -> Choice:
-        """What `criterion` keeps of `count` dimensions; `--ratio` goes with the run's own criterion alone."""
+    def choice(self, criterion: str, size: Size, seed: int) -> Choice:
+        """What `criterion` keeps of `size` dimensions; `--ratio` goes with the run's own criterion alone."""
         study = self.study if criterion == self.study.options.criterion else self.study.asking(ratio=None)
-        return choose(study, rank_dimensions(study, criterion, seed), count, self._fill)
+        return choose(study, rank_dimensions(study, criterion, seed), size, self._fill)
 
     def measure(self, wanted: Mapping[str, Choice], keep: Collection[str] = ()) -> dict[str, Measured]:
         """What each choice does on each modality's sample; choices that keep the same are measured once."""

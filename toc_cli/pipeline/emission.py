@@ -37,7 +37,7 @@ Samples = Sequence[tuple[Fit, torch.Tensor]]
 def forms_of(ckpt: Checkpoint, source: Source, choice: Choice, tried: Sequence[str] = ()) -> dict[str, dict[Mode, str]]:
     """The record's `forms`: for the chosen criterion and its measured rivals of one size, what `supported` says."""
     names = dict.fromkeys((choice.ranking.criterion, "variance", "pca", *tried))
-    return {name: supported(ckpt, source.book, choice.count, rotated=CRITERIA[name].rotates) for name in names}
+    return {name: supported(ckpt, source.book, choice.size, rotated=CRITERIA[name].rotates) for name in names}
 
 
 def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) -> Edits:
@@ -48,7 +48,7 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) ->
             so_far = recode.recoded(ckpt, source.codes.before.book, mode, recoding(source), so_far)
         elif source.refreshed is not None:
             so_far = recode.recoded(ckpt, source.book, mode, rewriting(source), so_far)
-        if options.recuts and choice.count == source.full.dim and choice.rotation is None:
+        if options.recuts and choice.keeps_all:
             continue
         so_far = edits(
             ckpt,

@@ -64,11 +64,15 @@ def stability_of(study: Study, choice: Choice) -> dict[str, Any] | None:
 
 
 def _overlap(study: Study, choice: Choice, at: tuple[int, int], drawn: Sequence[Ranked]) -> Stability:
+    """Of the set of (levels that choose, heads that choose); where levels share it, of the level that keeps most."""
     turns = [each for each in drawn if isinstance(each, Rotation)]
+    level, head = at
+    if len(choice.ranking.scores) < len(choice.kept):
+        level = choice.sizes.index(choice.count)
     if choice.rotation is not None:
-        return subspace_stability(choice.rotation[at].numpy(), turns)
+        return subspace_stability(choice.rotation_by_level[level][head].numpy(), turns)
     ratio = parse_ratio(study.options.ratio) if study.options.ratio else None
-    return stability(choice.kept[at], [each for each in drawn if isinstance(each, Scores)], ratio)
+    return stability(choice.kept_by_level[level][head], [each for each in drawn if isinstance(each, Scores)], ratio)
 
 
 def modality_agreement(study: Study, count: int) -> dict[str, Any] | None:

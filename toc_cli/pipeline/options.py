@@ -11,7 +11,7 @@ from typing import Any, Literal
 from toc_cli.errors import UsageError
 from toc_cli.io.families.base import MODES, Mode
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.ops.selection import parse_keep, parse_ratio
+from toc_cli.ops.selection import Size, parse_keeps, parse_ratio, per_level
 
 METRICS = ("euclidean", "cosine", "dot")
 EVALUATED_ROWS = 16384
@@ -35,7 +35,7 @@ class Options:
     """The choices of one run; each field is a flag of `toc optimize`, recorded as given."""
 
     keep: str = ""
-    """A share, a count, or auto; "": half, or what `budget` or `bytes` leave."""
+    """A share, a count, one of them for each level between commas, or auto; "": half, or what `budget` or `bytes` leave."""
     budget: int | None = None
     """Dimensions that all codebooks keep together."""
     bytes: int | None = None
@@ -141,9 +141,17 @@ class Options:
         if not self.keep or (self.keep == BUDGET and not budgeted):
             object.__setattr__(self, "keep", BUDGET if budgeted else "0.5")
 
-    def size(self, dim: int) -> int | None:
-        """D' of a codebook of `dim` dimensions; None where the features decide it. UsageError for a size that cannot be."""
-        return None if self.keep == BUDGET else parse_keep(self.keep, dim)
+    def size(self, dim: int, levels: int) -> Size | None:
+        """D' of a codebook of `dim` dimensions and `levels` levels; None where the features decide it. UsageError for a size that
+        cannot be."""
+        return None if self.keep == BUDGET else parse_keeps(self.keep, dim, min(levels, self.levels or levels))
+
+    def refuse_size(self, dim: int) -> None:
+        """UsageError for a size that no codebook of up to `dim` dimensions has, whatever its levels."""
+        if self.keep != BUDGET and "," in self.keep:
+            per_level(self.keep, dim)
+        else:
+            self.size(dim, 1)
 
     @property
     def reading(self) -> dict[str, Any]:

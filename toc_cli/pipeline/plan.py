@@ -21,6 +21,7 @@ from toc_cli.io.features import Features
 from toc_cli.io.names import printable
 from toc_cli.io.publish import Publication
 from toc_cli.ops.quantiser import Quantiser
+from toc_cli.ops.selection import size_text
 from toc_cli.pipeline.artefacts import as_artefact
 from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.emission import edits_for, verify_in_library, write_checkpoint
@@ -96,7 +97,7 @@ class Plan:
                 )
                 where = "other units" if split["apart"] else "the same units"
                 found.append(
-                    f"{printable(study.source.book.shown, 120)}: {who} took {account['criterion']} at {choice.count} of "
+                    f"{printable(study.source.book.shown, 120)}: {who} took {account['criterion']} at {size_text(choice.size)} of "
                     f"{study.full.dim} dimensions on {split['chosen_on']:,} rows; all figures are of {split['measured_on']:,} rows "
                     f"of {where}."
                 )

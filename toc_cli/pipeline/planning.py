@@ -14,6 +14,7 @@ from toc_cli.io.checkpoint.base import Checkpoint
 from toc_cli.io.features import Features, describe, open_features
 from toc_cli.io.names import printable
 from toc_cli.ops.linear import Array
+from toc_cli.ops.selection import Size, most
 from toc_cli.pipeline.auto import Auto, candidates
 from toc_cli.pipeline.budget import by_bytes, by_rows
 from toc_cli.pipeline.census import Census
@@ -108,7 +109,7 @@ def plan_optimization(
     chosen, curves, accounts, budget = _choices(studies)
     if outputs is not None:
         wanted = [
-            Wanted(study.source, choice.count, choice.rotation is not None, options.recuts) for study, choice in chosen
+            Wanted(study.source, choice.size, choice.rotation is not None, options.recuts) for study, choice in chosen
         ]
         refuse_impossible(ckpt, wanted, outputs.checkpoints)
     plain: list[Choice | None] = [None for _ in chosen]
@@ -162,13 +163,14 @@ def _choices(
     """Per codebook what is kept, the curve that measures it, and, where something was searched for, how it was found; then how a
     budget was spent."""
     options, dims = studies[0].options, [study.full.dim for study in studies]
-    fixed, budget = [options.size(dim) for dim in dims], None
+    fixed: list[Size | None] = [options.size(study.full.dim, len(study.full.levels)) for study in studies]
+    budget: dict[str, Any] | None = None
     if options.budget is not None:
         spent, budget = by_rows(studies, options.budget)
         fixed = [*spent]
     if not options.searches:
         curves = [Curve(study, part=None if options.refresh is None else 1) for study in studies]
-        sizes = [size or dim for size, dim in zip(fixed, dims, strict=True)]
+        sizes: list[Size] = [size or dim for size, dim in zip(fixed, dims, strict=True)]
         named = [options.criterion for _ in studies]
         accounts: list[dict[str, Any] | None] = [None for _ in studies]
     else:
@@ -192,12 +194,12 @@ def _choices(
     return chosen, curves, accounts, budget
 
 
-def _together(studies: Sequence[Study], sizes: Sequence[int]) -> list[int]:
+def _together(studies: Sequence[Study], sizes: Sequence[Size]) -> list[Size]:
     """The largest need among codebooks that must be cut to one size."""
     words = [study.source.book.together for study in studies]
-    largest: dict[str, int] = {}
+    largest: dict[str, Size] = {}
     for word, size in zip(words, sizes, strict=True):
-        largest[word] = max(size, largest.get(word, 0))
+        largest[word] = max(size, largest.get(word, size), key=most)
     return [largest[word] if word else size for word, size in zip(words, sizes, strict=True)]
 
 
@@ -205,9 +207,9 @@ def _entry(ckpt: Checkpoint, curve: Curve, choice: Choice, plain: Choice | None 
     """Measure the choice against the baselines, and the sweep, in one pass, and describe it; `plain` is it before `--refresh`."""
     study, options = curve.study, curve.study.options
     wanted = {CHOSEN: choice} if plain is None else {CHOSEN: choice, PLAIN: plain}
-    wanted |= {f"random{k}": curve.choice("random", choice.count, options.seed + k) for k in range(RANDOM_SEEDS)}
+    wanted |= {f"random{k}": curve.choice("random", choice.size, options.seed + k) for k in range(RANDOM_SEEDS)}
     others = ("variance", "pca") if curve.study.affords_rotation else ("variance",)
-    wanted |= {name: curve.choice(name, choice.count, options.seed) for name in others}
+    wanted |= {name: curve.choice(name, choice.size, options.seed) for name in others}
     counts = parse_sweep(options.sweep, study.full.dim) if options.sweep else []
     points = curve.swept(counts)
     runs = curve.measure(wanted | curve.choices(points), keep=("full", CHOSEN))

@@ -19,6 +19,7 @@ from toc_cli.io.features import Features
 from toc_cli.io.names import printable
 from toc_cli.ops.codes import parse_codes
 from toc_cli.ops.criterion import CRITERIA
+from toc_cli.ops.selection import Size
 from toc_cli.pipeline.budget import refuse_budget
 from toc_cli.pipeline.census import pairs_of
 from toc_cli.pipeline.choice import inexact_mean
@@ -40,7 +41,7 @@ ANY_SIZE = 2**31
 
 def refuse_unseen(options: Options, named: Path | None, *, force: bool) -> None:
     """UsageError for what no checkpoint allows, before one is downloaded: sizes, the device, the name of `-o`."""
-    options.size(ANY_SIZE)
+    options.refuse_size(ANY_SIZE)
     if options.sweep:
         parse_sweep(options.sweep, ANY_SIZE)
     if options.codes is not None:
@@ -86,7 +87,7 @@ def refuse_swapped(ckpt: Checkpoint, found: Sequence[Source], features: Features
 
 def refuse_options(source: Source, options: Options) -> None:
     """UsageError for what this codebook, whatever its features, rules out: a size, a criterion, a constant."""
-    options.size(source.full.dim)
+    options.size(source.full.dim, len(source.full.levels))
     if options.sweep:
         parse_sweep(options.sweep, source.full.dim)
     _refuse_criterion(source, options.criterion)
@@ -117,7 +118,7 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
     wanted = [
         Wanted(
             study.source,
-            study.options.size(study.full.dim),
+            study.options.size(study.full.dim, len(study.full.levels)),
             _rotates(study),
             study.options.recuts,
         )
@@ -125,7 +126,7 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
     ]
     refuse_impossible(ckpt, wanted, outputs.checkpoints)
     for study, each in zip(studies, wanted, strict=True):
-        if each.count != study.full.dim and study.options.fill != "zero":
+        if each.size != study.full.dim and study.options.fill != "zero":
             _refuse_folding(study.source, outputs.checkpoints)
     if outputs.verify:
         _refuse_verification(ckpt, [study.source for study in studies], outputs)
@@ -167,10 +168,10 @@ def refuse_alone(study: Study, criterion: str) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The size of a cut of one codebook; None where the features decide it."""
+    """The size of a cut of one codebook, of each level where they differ; None where the features decide it."""
 
     source: Source
-    count: int | None
+    size: Size | None
     rotated: bool
     recoded: bool = False
     """Whether codes or levels are cut as well: then a form may leave the dimensions alone."""
@@ -178,7 +179,7 @@ class Wanted:
     @property
     def codes_alone(self) -> bool:
         """Whether the dimensions stay as they are."""
-        return self.recoded and self.count == self.source.full.dim and not self.rotated
+        return self.recoded and self.size == self.source.full.dim and not self.rotated
 
 
 def _refuse_code_forms(ckpt: Checkpoint, sources: Sequence[Source], modes: Sequence[Mode]) -> None:
@@ -191,7 +192,7 @@ def _refuse_code_forms(ckpt: Checkpoint, sources: Sequence[Source], modes: Seque
 def refuse_impossible(ckpt: Checkpoint, wanted: Sequence[Wanted], modes: Sequence[Mode]) -> None:
     """UsageError with the family's sentence for a mode that some codebook cannot take."""
     for each in (one for one in wanted if not one.codes_alone):
-        offered = supported(ckpt, each.source.book, each.count, rotated=each.rotated)
+        offered = supported(ckpt, each.source.book, each.size, rotated=each.rotated)
         refuse_forms(each.source.book, offered, modes)
     if "sliced" in modes:
         _refuse_half_cuts(ckpt, [one for one in wanted if not one.codes_alone])
@@ -202,7 +203,7 @@ def _refuse_half_cuts(ckpt: Checkpoint, wanted: Sequence[Wanted]) -> None:
     words = {each.source.book.together for each in wanted if each.source.book.together}
     members = [book.together for book in detect(ckpt)] if words else []
     for word in words:
-        counts = [each.count for each in wanted if each.source.book.together == word]
+        counts = [each.size for each in wanted if each.source.book.together == word]
         if len(set(counts)) > 1 or len(counts) < members.count(word):
             raise UsageError(
                 f"--emit sliced cuts all codebooks of {printable(word)} to one size.",

@@ -83,11 +83,12 @@ class BookRecord:
             "num_codes": self.num_codes,
             "dim": self.source.full.dim,
             "kept_dim": self.choice.count,
+            **({} if isinstance(self.choice.size, int) else {"kept_dims": self.choice.sizes}),
             "residual": book.residual,
             "projection": self._projection(),
             "rotation": self.choice.rotation is not None,
             "fill": "mean" if self.choice.fill.any() else "zero",
-            "kept": self.choice.kept.tolist(),
+            "kept": [level.tolist() for level in self.choice.kept_by_level],
             "order": self.choice.order.tolist(),
             **{name: table(name).tolist() for name in ("score", "similarity", "variance")},
             "sample": {

@@ -52,6 +52,7 @@ def remap_tokens(
     maps = _maps(artefact, book, codebook)
     try:
         facts: dict[str, Any] = {"kept_dim": int(about["kept_dim"]), "dim": int(about["dim"])}
+        facts["kept_least"] = min(map(int, about.get("kept_dims") or [about["kept_dim"]]))
         facts |= {"merged": int(about["codes"]["merged"]), "mapped_share": float(about["codes"]["mapped_share"])}
     except (KeyError, TypeError, ValueError):
         raise InputError(

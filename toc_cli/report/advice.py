@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from toc_cli.report.rivals import Rival, cheapest, listed
 from toc_cli.report.verdict import FEATURES_PER_CODE, Values, also_cut
+from toc_cli.report.words import keep_flag, keeps_all, kept_of, number, plural
 from toc_cli.report.words import name as shown
-from toc_cli.report.words import number, plural
 
 Kind = Literal["ship", "weigh", "stop", "never"]
 ORDER: tuple[Kind, ...] = ("ship", "weigh", "stop", "never")
@@ -112,7 +112,7 @@ def _veto(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
 def _nothing_lost(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice | None:
     excess, agreement = values.get("excess_distortion"), values.get("token_agreement")
     bounds = book["ci95"]["after"].get("excess_distortion")
-    if book["kept_dim"] == book["dim"] and agreement == 1 and (excess is None or excess <= 0):
+    if keeps_all(book) and agreement == 1 and (excess is None or excess <= 0):
         kept = "every dimension is kept" if not also_cut(book) else f"{_share(book)} kept"
         return Advice("ship", f"Ship it: {kept}, and every token is unchanged.", codebook=book["id"])
     lossless = agreement == 1 if excess is None else (bounds[0] if bounds else excess) <= 0
@@ -147,13 +147,13 @@ def _stop(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) ->
         then = f"{_costs_less(record, book, better)}{_forms(book, better)}."
         return Advice("stop", f"Do not ship this selection: {cost}.", then, _instead(record, book, better), book["id"])
     low = values.get("advantage_over_random_low")
-    if low is not None and low <= 0 and book["kept_dim"] < book["dim"]:
+    if low is not None and low <= 0 and not keeps_all(book):
         text = f"Do not ship this selection: {cost}, and random dimensions do as well at this size."
         if record["options"].get("criterion") == "auto":
             command = rerun(record, keep="auto", min_agreement=SAME)
             then = f"`auto` found nothing better: keep more dimensions, as `{command}` does."
         else:
-            command = rerun(record, criterion="auto", keep=str(book["kept_dim"]))
+            command = rerun(record, criterion="auto", keep=keep_flag(book))
             then = f"Try `{command}`."
         return Advice("stop", text, then, command, book["id"])
     return None
@@ -168,7 +168,7 @@ def _fits(record: Mapping[str, Any], rival: Rival) -> bool:
 
 
 def _instead(record: Mapping[str, Any], book: Mapping[str, Any], rival: Rival) -> str:
-    return rerun(record, criterion=rival.criterion, keep=str(book["kept_dim"]), emit=rival.forms)
+    return rerun(record, criterion=rival.criterion, keep=keep_flag(book), emit=rival.forms)
 
 
 def _costs_less(record: Mapping[str, Any], book: Mapping[str, Any], rival: Rival) -> str:
@@ -218,12 +218,12 @@ def _price(excess: float | None, agreement: float | None) -> str:
 def _share(book: Mapping[str, Any]) -> str:
     kept, dim = book["kept_dim"], book["dim"]
     words = {2: "half the dimensions", 3: "a third of the dimensions", 4: "a quarter of the dimensions"}
-    if kept < dim and dim % kept == 0 and dim // kept in words:
+    if "kept_dims" not in book and kept < dim and dim % kept == 0 and dim // kept in words:
         dimensions = words[dim // kept]
     else:
-        dimensions = f"{kept:,} of {dim:,} dimensions"
+        dimensions = f"{kept_of(book)} dimensions"
     cut = also_cut(book)
-    return ", ".join([*cut, *([dimensions] if kept < dim or not cut else [])])
+    return ", ".join([*cut, *([dimensions] if not keeps_all(book) or not cut else [])])
 
 
 def _below(share: float) -> str:

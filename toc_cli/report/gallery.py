@@ -9,8 +9,8 @@ from typing import Any
 from toc_cli.report import pictures
 from toc_cli.report.assembly import Subject
 from toc_cli.report.metrics import METRICS
+from toc_cli.report.words import kept_of, number, plural
 from toc_cli.report.words import name as shown
-from toc_cli.report.words import number, plural
 
 MOST_ROWS = 24
 """Things (levels, modalities, pairs) that one picture shows."""
@@ -101,7 +101,7 @@ def _baselines(book: dict[str, Any], chosen: str) -> list[Picture]:
         if len(rows) > 1:
             seeds = f"; of random, the range over {random['seeds']} seeds" if random else ""
             sample = plural(book["sample"]["evaluated"], "feature")
-            caption = f"At {book['kept_dim']:,} dimensions, n = {sample}. Bars: 95% interval{seeds}."
+            caption = f"At {kept_of(book)} dimensions, n = {sample}. Bars: 95% interval{seeds}."
             better = METRICS[metric].better
             title = f"{METRICS[metric].label}: {better} is better"
             found.append(Picture(title, pictures.intervals(rows, metric), caption))
@@ -163,7 +163,7 @@ def _sweeps(book: dict[str, Any], chosen: str) -> list[Picture]:
         Key(shown(name, 24), pictures.series_colour(name, chosen, others)) for name in names if name in criteria
     )
     sample = plural(book["sample"]["evaluated"], "feature")
-    caption = f"Dashed upright: this run, {book['kept_dim']:,} of {book['dim']:,}. n = {sample}."
+    caption = f"Dashed upright: this run, {kept_of(book)}. n = {sample}."
     return [
         Picture(f"{METRICS[metric].label} by size", pictures.sweep(book, metric, chosen), caption, legend)
         for metric in ("token_agreement", "excess_distortion")

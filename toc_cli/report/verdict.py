@@ -9,7 +9,7 @@ from typing import Any
 from toc_cli.report import words
 from toc_cli.report.checks import Outcome
 from toc_cli.report.rivals import cheaper
-from toc_cli.report.words import interval, number, plural
+from toc_cli.report.words import interval, keeps_all, kept_of, number, plural
 
 STABLE = 0.8
 FEATURES_PER_CODE = 10
@@ -58,7 +58,7 @@ def also_cut(codebook: Mapping[str, Any]) -> list[str]:
 def summary(codebook: Mapping[str, Any], values: Values) -> str:
     """One sentence: what was kept and what it cost."""
     intervals = codebook["ci95"]["after"]
-    kept = [*also_cut(codebook), f"{codebook['kept_dim']:,} of {codebook['dim']:,} dimensions"]
+    kept = [*also_cut(codebook), f"{kept_of(codebook)} dimensions"]
     parts = [f"keeps {', '.join(kept)}"]
     agreement, excess, ratio = (values.get(name) for name in ("token_agreement", "excess_distortion", "bytes_ratio"))
     if agreement is not None:
@@ -123,7 +123,7 @@ def headline(outcomes: Sequence[Outcome], open_alarms: int, fail_on: str, advice
 def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
     """Where the paired advantage may be 0, or the chosen interval overlaps what single random sets reach."""
     low, value = values["advantage_over_random_low"], values["advantage_over_random"]
-    if low is None or value is None or codebook["kept_dim"] == codebook["dim"]:
+    if low is None or value is None or keeps_all(codebook):
         return None
     chosen = codebook["ci95"]["after"].get("excess_distortion")
     best = codebook["baselines"].get("random", {}).get("excess_distortion", {}).get("min")
@@ -143,7 +143,7 @@ def _not_better_than_random(codebook: Mapping[str, Any], values: Values, record:
 def _beaten_by_baseline(codebook: Mapping[str, Any], values: Values, record: Mapping[str, Any]) -> Alarm | None:
     chosen = codebook["ci95"]["after"].get("excess_distortion")
     better = [rival for rival in cheaper(record, codebook) if rival.criterion in ("variance", "pca")]
-    if not better or codebook["kept_dim"] == codebook["dim"]:
+    if not better or keeps_all(codebook):
         return None
     best = min(better, key=lambda rival: rival.excess or 0.0)
     text = (

@@ -67,6 +67,23 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def kept_of(book: Mapping[str, Any]) -> str:
+    """`64 of 128`, or `64, 64, 32 (by level) of 128`: how many dimensions a codebook keeps."""
+    sizes = book.get("kept_dims")
+    kept = f"{book['kept_dim']:,}" if sizes is None else f"{', '.join(f'{size:,}' for size in sizes)} (by level)"
+    return f"{kept} of {book['dim']:,}"
+
+
+def keeps_all(book: Mapping[str, Any]) -> bool:
+    """Whether a codebook keeps every dimension in every level."""
+    return bool(min(book.get("kept_dims") or [book["kept_dim"]]) == book["dim"])
+
+
+def keep_flag(book: Mapping[str, Any]) -> str:
+    """What `--keep` says for the sizes that a record has."""
+    return ",".join(map(str, book.get("kept_dims") or [book["kept_dim"]]))
+
+
 def resampled(sample: Mapping[str, Any]) -> str:
     """What the 95 % intervals of a record resample."""
     unit, units = sample.get("unit", "rows"), sample.get("units")

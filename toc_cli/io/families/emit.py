@@ -31,16 +31,22 @@ class Space:
     """The kept space of a codebook: basis and constant, level by level and head by head."""
 
     basis: torch.Tensor
-    """(L|1, H, D, D') float64, orthonormal columns."""
+    """(L|1, H, D, D') float64, orthonormal columns, and columns of zeros where a level keeps fewer than another."""
     constant: torch.Tensor
     """(L, H, D) float64: what the dropped part of every code becomes, (I - P P^T) c."""
     kept: torch.Tensor | None
-    """(L|1, H, D') int64 of a selection; None for a rotation."""
+    """(L|1, H, D') int64 of a selection, -1 where a level keeps fewer than another; None for a rotation."""
 
     @property
     def size(self) -> int:
-        """D'."""
+        """D', the largest over the levels."""
         return self.basis.shape[-1]
+
+    @property
+    def sizes(self) -> int | tuple[int, ...]:
+        """D', or that of each level where they differ."""
+        sizes = tuple(int(level[0].any(0).sum()) for level in self.basis)
+        return sizes if len(set(sizes)) > 1 else self.size
 
     def blocks(self, site: Site, length: int) -> list[int]:
         """Heads whose dimensions stand one after the other along an axis of `length`; a shared axis counts as head 0."""
@@ -59,7 +65,8 @@ class Space:
         dim = self.basis.shape[2]
         blocks = self.blocks(site, length)
         starts = [site.offset + i * dim for i in range(len(blocks))]
-        inner = [start + self.kept[self.level(site), head] for start, head in zip(starts, blocks, strict=True)]
+        own = [self.kept[self.level(site), head] for head in blocks]
+        inner = [start + kept[kept >= 0] for start, kept in zip(starts, own, strict=True)]
         return torch.cat([torch.arange(site.offset), *inner, torch.arange(starts[-1] + dim, length)])
 
     def dropped(self, site: Site, length: int) -> torch.Tensor:
@@ -101,14 +108,15 @@ class Space:
 
 
 def space(codebook: Codebook, kept: torch.Tensor, fill: torch.Tensor, rotation: torch.Tensor | None = None) -> Space:
-    """The kept space from indices (L|1, H, D'), the constant (L, H, D) and an optional rotation (D, D') or (L|1, H, D, D')."""
+    """The kept space from indices (L|1, H, D', -1: none), the constant (L, H, D) and perhaps a rotation (D, D') or (L|1, H, D, D')."""
     fill = fill.to(torch_type(codebook.dtype)).double()  # the constant as the table's dtype holds it
     if rotation is not None:
         basis = rotation.double()
         basis = basis.expand(1, codebook.heads, *basis.shape) if basis.dim() == 2 else basis
         inside = (basis * (basis * fill.unsqueeze(-1)).sum(-2, keepdim=True)).sum(-1)  # P P^T c
         return Space(basis, fill - inside, None)
-    basis = torch.nn.functional.one_hot(kept, codebook.dim).double().transpose(-1, -2)
+    basis = torch.nn.functional.one_hot(kept.clamp(min=0), codebook.dim).double() * (kept >= 0).unsqueeze(-1)
+    basis = basis.transpose(-1, -2)
     return Space(basis, fill * (1 - basis.sum(-1)), kept)
 
 
@@ -125,15 +133,15 @@ def edits(
     """The edits of one mode for one codebook, on top of those made before it for other codebooks of the file.
 
     Args:
-        kept: (L|1, H, D') int64, ascending; ignored under a rotation.
+        kept: (L|1, H, D') int64, ascending, then -1 for a level that keeps fewer; ignored under a rotation.
         fill: (L, H, D) float64, the constant c; values at kept dimensions do not matter.
-        rotation: (D, D') or (L|1, H, D, D'), orthonormal columns.
+        rotation: (D, D') or (L|1, H, D, D'), orthonormal columns, then zeros for a level that keeps fewer.
 
     Raises:
         UsageError: the mode is not offered, or two codebooks ask for different values of one configuration entry.
     """
     where = space(codebook, kept, fill, rotation)
-    reason = supported(ckpt, codebook, where.size, rotated=rotation is not None)[mode]
+    reason = supported(ckpt, codebook, where.sizes, rotated=rotation is not None)[mode]
     if reason:
         raise UsageError(
             f"--emit {mode} is not possible for {printable(codebook.shown)}: {reason}.", "Try another --emit."

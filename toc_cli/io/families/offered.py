@@ -11,13 +11,24 @@ from toc_cli.io.names import printable
 ASSUMED = "the file does not show how its codes are looked up, so this reading is assumed (--assume takes it for true)"
 
 
+UNEVEN: dict[Mode, str] = {
+    "sliced": "its library gives all levels codes of one width (the masked form keeps them, the codebook alone is smaller)",
+    "consumer": "one layer reads the sum of all levels, of which each would keep other dimensions",
+}
+"""Why levels that keep unlike many dimensions cannot be written so."""
+
+
 def supported(
-    ckpt: Checkpoint, codebook: Codebook, size: int | None = None, *, rotated: bool = False
+    ckpt: Checkpoint, codebook: Codebook, size: int | tuple[int, ...] | None = None, *, rotated: bool = False
 ) -> dict[Mode, str]:
-    """Which modes a codebook offers: "" where it does, else the reason; `size` = D' also checks what that size rules out."""
+    """Which modes a codebook offers: "" where it does, else the reason; `size` = D' (of each level, where they differ) also
+    checks what that size rules out."""
     reasons = {mode: _refusal(ckpt, codebook, mode, rotated) for mode in MODES}
-    if size is not None and codebook.kept_refusal:
-        reasons = {mode: reason or codebook.kept_refusal(mode, size) for mode, reason in reasons.items()}
+    if isinstance(size, tuple):
+        reasons = {mode: reason or UNEVEN.get(mode, "") for mode, reason in reasons.items()}
+    widest = max(size) if isinstance(size, tuple) else size
+    if widest is not None and codebook.kept_refusal:
+        reasons = {mode: reason or codebook.kept_refusal(mode, widest) for mode, reason in reasons.items()}
     return reasons
 
 

@@ -57,22 +57,62 @@ class _Book:
         return self.key("codebook") or f"{self.id}.codebook.{level}"
 
     def codes(self, level: int) -> torch.Tensor:
-        """(H, K, D')."""
+        """(H, K, D'); of a level that keeps fewer than another, as they stand in the other's kept space."""
+        import torch
+
         stacked = self.ckpt.get(self.table(level))
-        return stacked[level] if stacked.dim() == 4 else stacked
+        codes = stacked[level] if stacked.dim() == 4 else stacked
+        missing = self.size - codes.shape[-1]
+        if not missing:
+            return codes
+        if self.own_projections:  # its own projection has nothing there
+            return torch.nn.functional.pad(codes, (0, missing))
+        basis = self.basis()
+        own, widest = basis[level], basis[self.sizes.index(self.size)]
+        if not torch.allclose(widest @ (widest.mT @ own), own, atol=1e-6):
+            raise InputError(
+                f"{printable(self.ckpt.path.name)}: the levels of codebook {self.id} keep dimensions that no one level has all of.",
+                "Prune the checkpoint that it was made of.",
+            )
+        constant = self.ckpt.get(f"{self.id}.fill").double()[level].unsqueeze(1)  # (H, 1, D)
+        inner = codes.double() - constant @ own[..., : codes.shape[-1]]
+        return ((constant + inner @ own[..., : codes.shape[-1]].mT) @ widest).to(codes.dtype)
 
     def affine(self, name: str) -> Affine | None:
         weight = self.read(f"{name}.weight")
         return None if weight is None else Affine(weight, self.read(f"{name}.bias"))
 
+    @property
+    def own_projections(self) -> bool:
+        return self.key("level_in.0.weight") is not None
+
+    @property
+    def sizes(self) -> list[int]:
+        """D' of each level."""
+        return [self.ckpt.infos[self.table(level)].shape[-1] for level in range(self.levels)]
+
+    @property
+    def size(self) -> int:
+        """D', the largest over the levels."""
+        return max(self.sizes)
+
     def basis(self) -> torch.Tensor:
-        """(L|1, H, D, D') float64 of the kept space in the space before."""
+        """(L|1, H, D, D') float64 of the kept space in the space before; columns of zeros where a level keeps fewer than another."""
         import torch
 
-        rotation = self.read("rotation")
+        if self.key("kept") is None:
+            parts = [self._basis(f".{level}") for level in range(self.levels)]
+            return torch.cat([torch.nn.functional.pad(part, (0, self.size - part.shape[-1])) for part in parts])
+        return self._basis("")
+
+    def _basis(self, tail: str) -> torch.Tensor:
+        import torch
+
+        rotation = self.read(f"rotation{tail}")
         if rotation is not None:
-            return rotation if rotation.dim() == 4 else rotation[None, None]
-        kept = self.ckpt.get(f"{self.id}.kept")
+            return rotation if rotation.dim() == 4 else rotation[None] if rotation.dim() == 3 else rotation[None, None]
+        kept = self.ckpt.get(f"{self.id}.kept{tail}")
+        kept = kept if kept.dim() == 3 else kept[None]
         if not bool(((kept >= 0) & (kept < self.about["dim"])).all()):
             raise InputError(
                 f"{printable(self.ckpt.path.name)} is damaged: codebook {self.id} keeps dimensions that it does not have.",
@@ -97,14 +137,14 @@ def _codebook(book: _Book) -> Codebook:
         family=f"{about['family']}, pruned",
         keys=tuple((book.table(level),) * book.heads for level in range(book.levels)),
         num_codes=tuple(shape[1] for shape in shapes),
-        dim=shapes[0][2],
+        dim=book.size,
         heads=book.heads,
         metric=about["metric"],
         dtype=ckpt.infos[book.table(0)].reads,
         parts=lambda opened: _parts(_Book(opened, book.id, about), normed),
         evidence="stated",
         residual=bool(about["residual"]),
-        own_dims_per_level=book.key("level_in.0.weight") is not None,
+        own_dims_per_level=book.own_projections,
         unit_vectors=bool(about["unit_vectors"]),
         stored_unit=bool(about["stored_unit"]),
         outer_width=_outer_width(book, normed),
@@ -129,12 +169,13 @@ def _parts(book: _Book, normed: bool) -> Parts:
     tables = tuple(book.codes(level) for level in range(book.levels))
     logits = book.affine("logits")
     basis = book.basis()
-    if book.key("level_in.0.weight"):
+    if book.own_projections:
         pairs = [_own_projections(book, basis, level) for level in range(book.levels)]
         return Parts(tables, level_in=tuple(into for into, _ in pairs), level_out=tuple(out for _, out in pairs))
     if logits or normed:
         return Parts(tables, logits=logits)
-    block = torch.block_diag(*basis[0].transpose(-1, -2))  # (H D', H D)
+    widest = basis[book.sizes.index(book.size) if len(basis) > 1 else 0]
+    block = torch.block_diag(*widest.transpose(-1, -2))  # (H D', H D)
     before = book.affine("project_in")
     return Parts(tables, project_in=_through(block, before) if before else Affine(block))
 
