@@ -11,8 +11,14 @@ import resource
 import signal
 import subprocess
 import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from faults import FAULTS
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,11 @@ class Forks:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
 
-    def run(self, arguments: list[object], cwd: Path) -> Ended:
+    def run(self, arguments: list[object], cwd: Path, fault: tuple[str, int] | None = None) -> Ended:
+        """`fault`: a row of `faults.FAULTS` and its number, armed before the program runs."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        request = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "limit": self._limit}
+        request = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "limit": self._limit, "fault": fault}
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return Ended(**json.loads(self._server.stdout.readline()))
@@ -63,14 +70,15 @@ def _serve() -> None:
         answers.flush()
 
 
-def _forked(arguments: list[str], cwd: str, limit: float) -> dict[str, object]:
-    out, err = Path(cwd, ".stdout"), Path(cwd, ".stderr")
+def _forked(arguments: list[str], cwd: str, limit: float, fault: list[Any] | None) -> dict[str, object]:
+    pipes = {name: os.pipe() for name in ("out", "err")}  # no files: a limit on their size is one of the faults
     child = os.fork()
     if child == 0:
         os.setsid()
         os.chdir(cwd)
-        for path, descriptor in ((out, 1), (err, 2)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        for (_, end), descriptor in zip(pipes.values(), (1, 2), strict=True):
+            os.dup2(end, descriptor)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 (of the child's own ends)
         resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 1))
         signal.alarm(12 * int(limit))
         sys.argv = ["toc", *arguments]
@@ -78,20 +86,31 @@ def _forked(arguments: list[str], cwd: str, limit: float) -> dict[str, object]:
         try:
             from toc_cli.commands import main
 
+            if fault:
+                FAULTS[fault[0]](fault[1])
             main()
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # an end that takes nothing: what the program said of it counts
+                    stream.flush()
             os._exit(code)
+    for _, end in pipes.values():
+        os.close(end)
+    with ThreadPoolExecutor(2) as readers:
+        texts = dict(zip(pipes, readers.map(_drained, [end for end, _ in pipes.values()]), strict=True))
     _, status, usage = os.wait4(child, 0)
-    texts = {name: path.read_text(errors="replace") for name, path in (("out", out), ("err", err))}
-    out.unlink()
-    err.unlink()
     code = os.waitstatus_to_exitcode(status)
     return {"code": code, **texts, "seconds": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss * 1024}
+
+
+def _drained(end: int) -> str:
+    with os.fdopen(end, errors="replace") as pipe:
+        return pipe.read()
 
 
 if __name__ == "__main__":

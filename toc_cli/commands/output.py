@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from toc_cli.errors import TocError
+from toc_cli.errors import OutputError, TocError
 from toc_cli.io.names import escaped, printable
 
 Advance = Callable[[int], None]
@@ -39,6 +39,21 @@ def complain(error: TocError) -> None:
         console.print(Text(printable(error.hint, limit=4000), style="dim"))
 
 
+@contextmanager
+def stdout_errors() -> Iterator[None]:
+    """OutputError where stdout takes no more; a reader that went away is told apart from a device that is full."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"Standard output could not be written: {error.strerror or error}.",
+            "Files that were named before it are whole.",
+        ) from error
+
+
 class Output:
     """Where a command's words go. `--json` prints the data instead of the table; `--quiet` silences all but results and errors."""
 
@@ -53,12 +68,14 @@ class Output:
         if self.as_json:
             self.text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n")
         elif not self.quiet:
-            for renderable in renderables:
-                self.out.print(renderable)
+            with stdout_errors():
+                for renderable in renderables:
+                    self.out.print(renderable)
 
     def text(self, text: str) -> None:
         """A report or JSON on stdout as it is, but for characters that a terminal would obey."""
-        sys.stdout.write("\n".join(escaped(line, "\t") for line in text.split("\n")))
+        with stdout_errors():
+            sys.stdout.write("\n".join(escaped(line, "\t") for line in text.split("\n")))
 
     def say(self, text: str) -> None:
         """A plain word on stderr."""
