@@ -1,4 +1,4 @@
-"""Nothing asks the network but a hub name that was typed and no cache holds: each command runs where connections are noted and denied."""
+"""Nothing asks the network but a hub name that was typed and no cache holds: commands run where connections are noted and denied."""
 
 from __future__ import annotations
 
