@@ -46,7 +46,7 @@ def trained(here: Path) -> None:
 
 
 def resumed(here: Path) -> tuple[str, ...]:
-    return ("--resume",) if (here / "run").exists() else ()
+    return ("--resume",) if (here / "run" / "config.toml").exists() else ()
 
 
 @dataclass(frozen=True)
