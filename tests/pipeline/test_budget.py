@@ -183,3 +183,52 @@ def test_codebooks_that_must_be_cut_to_one_size_stay_within_the_budget(tmp_path:
     assert sum(sizes) == 10
     assert record["budget"]["taken"] == sum(sizes)
     assert [book["kept"] for book in record["budget"]["codebooks"]] == sizes
+
+
+def residual(here: Path, levels: int = 3) -> None:
+    """Levels of which the first needs most directions."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(1600, 16, generator=generator) * torch.exp(-torch.arange(16) / 5)
+    np.save(here / "x.npy", left.reshape(64, 25, 16).numpy())
+    tensors = {}
+    for level in range(levels):
+        codes = left[torch.randperm(len(left), generator=generator)[:32]] * 0.8
+        tensors[f"layers.{level}._codebook.embed"] = codes[None].contiguous()
+        left = left - codes[torch.cdist(left, codes).argmin(1)]
+    save_file(tensors, here / "r.safetensors")
+
+
+@pytest.mark.parametrize("criterion", ["variance", "pca"])
+def test_bytes_of_a_residual_codebook_go_to_the_levels_that_need_them(criterion: str, tmp_path: Path) -> None:
+    residual(tmp_path)
+    budget = 6 * 3 * 32 * 4 + 32 * 4 + 5  # six dimensions of each, one more of a single one, and some bytes
+    given = ("optimize", "r.safetensors", "--features", "x.npy", "--assume", "--force", "--criterion", criterion)
+    given += ("--max-distortion", "9", "-o", "m.toc.safetensors")
+    done = toc(*given, "--bytes", budget, cwd=tmp_path)
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "m.toc.json").read_text())
+    validate(record)
+    book, spent = record["codebooks"][0], record["budget"]
+    sizes = book["kept_dims"]
+    assert spent["codebooks"] == [{"id": 0, "kept": max(sizes), "kept_dims": sizes, "bytes": sum(sizes) * 32 * 4}]
+    assert spent["taken"] == sum(sizes) * 32 * 4 == book["after"]["bytes"] <= budget
+    tried = {key: figures["excess_distortion"] for key, figures in book["auto"]["sizes"].items()}
+    assert min(tried["6"], *tried.values()) <= tried[",".join(map(str, sizes))] < tried["6"]
+    # the sliced and consumer forms hold one size for all levels
+    done = toc(*given, "--bytes", budget, "--emit", "masked", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "m.toc.json").read_text())["codebooks"][0]["kept_dims"] == sizes
+
+
+def test_bytes_are_even_over_levels_where_a_form_holds_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    models.save(models.encodec(), tmp_path / "model")
+    width = models.encodec().config.codebook_dim
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).standard_normal((40, 10, width)).astype(np.float32))
+    given = ("optimize", "model", "--features", "x.npy", "-o", "m.toc.safetensors", "--emit", "sliced")
+    done = toc(*given, "--bytes", 4000, cwd=tmp_path)
+    assert done.code == 0, done.err
+    book = json.loads((tmp_path / "m.toc.json").read_text())["codebooks"][0]
+    assert "kept_dims" not in book
+    assert book["after"]["bytes"] <= 4000

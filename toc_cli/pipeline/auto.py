@@ -63,6 +63,12 @@ class Auto:
         found = self._try(counts, self.study.criteria)
         return [found[self.best(count), count] for count in counts]
 
+    def figures_of_best(self, at: Size, counts: Sequence[Size]) -> list[Figures]:
+        """The figures of the candidate that is best at the size `at`, at several sizes, on the first part."""
+        name = self.best(at)
+        found = self._try(counts, [name])
+        return [found[name, count] for count in counts]
+
     def smallest(self) -> int:
         """The smallest size found at which the best candidate meets the bounds on both parts; all dimensions always do.
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from toc_cli.errors import UsageError
-from toc_cli.ops.budget import Points, by_gain, by_need
+from toc_cli.io.families.offered import UNEVEN
+from toc_cli.ops.budget import Points, by_exchange, by_gain, by_need
 from toc_cli.ops.geometry import usage_rank
+from toc_cli.ops.selection import Size, one_size
 from toc_cli.pipeline.curve import Figures
 from toc_cli.pipeline.study import Study
 
 TRIED = 24
 """Sizes at which each of several codebooks is measured."""
 
-Tried = Callable[[Sequence[int]], Sequence[Figures]]
-"""The figures of one codebook at several sizes, on the part of the units that is chosen on."""
+EXCHANGED = 96
+"""Splits of one codebook's bytes over its levels that are measured, about."""
+
+
+class Search(Protocol):
+    """What measures one codebook on the part of the units that is chosen on."""
+
+    def figures(self, counts: Sequence[Size]) -> Sequence[Figures]:
+        """At several sizes, each of the criterion that is best there."""
+
+    def figures_of_best(self, at: Size, counts: Sequence[Size]) -> Sequence[Figures]:
+        """At several sizes, all of the criterion that is best at the size `at`."""
 
 
 def needed(study: Study) -> int:
@@ -30,7 +42,12 @@ def needed(study: Study) -> int:
 
 def bytes_each(study: Study) -> int:
     """Bytes of the codes for each dimension that is kept, over levels and heads."""
-    return sum(table.shape[0] * table.shape[1] * table.dtype.itemsize for table in study.source.parts.tables)
+    return sum(bytes_of_levels(study))
+
+
+def bytes_of_levels(study: Study) -> list[int]:
+    """The same of each level."""
+    return [table.shape[0] * table.shape[1] * table.dtype.itemsize for table in study.source.parts.tables]
 
 
 def refuse_budget(studies: Sequence[Study]) -> None:
@@ -62,9 +79,10 @@ def by_rows(studies: Sequence[Study], budget: int) -> tuple[list[int], dict[str,
     return sizes, {"of": "dimensions", "asked": budget, "taken": sum(sizes), "by": "usage_rank", "codebooks": books}
 
 
-def by_bytes(studies: Sequence[Study], tried: Sequence[Tried], budget: int) -> tuple[list[int], dict[str, Any]]:
+def by_bytes(studies: Sequence[Study], searches: Sequence[Search], budget: int) -> tuple[list[Size], dict[str, Any]]:
     """Sizes for `--bytes`, and the record's `budget`: the most that fits of a lone codebook; of several, the step that saves most
-    distortion for its bytes, again and again. Distortion is each codebook's excess over its own, row by row of the features."""
+    distortion for its bytes, again and again; then each one's bytes over its levels, where the asked forms can hold that.
+    Distortion is each codebook's excess over its own, row by row of the features."""
     refuse_budget(studies)
     each, dims = [bytes_each(study) for study in studies], [study.full.dim for study in studies]
     spare = budget - sum(each)
@@ -73,7 +91,7 @@ def by_bytes(studies: Sequence[Study], tried: Sequence[Tried], budget: int) -> t
     if len(studies) == 1:
         sizes = [grids[0][-1]]
     else:
-        found = [figures(grid) for figures, grid in zip(tried, grids, strict=True)]
+        found = [search.figures(grid) for search, grid in zip(searches, grids, strict=True)]
         if any(point["excess_distortion"] is None for points in found for point in points):
             by = "token_agreement"
         rows = [study.census.rows for study in studies]
@@ -84,12 +102,37 @@ def by_bytes(studies: Sequence[Study], tried: Sequence[Tried], budget: int) -> t
         sizes = [grid[at] for grid, at in zip(grids, by_gain(curves, budget), strict=True)]
         sizes = _filled(sizes, curves, each, dims, budget)
     sizes = evened(studies, sizes, each)
-    taken = sum(size * cost for size, cost in zip(sizes, each, strict=True))
-    books = [
-        {"id": study.source.id, "kept": size, "bytes": size * cost}
-        for study, size, cost in zip(studies, sizes, each, strict=True)
-    ]
-    return sizes, {"of": "bytes", "asked": budget, "taken": taken, "by": by, "codebooks": books}
+    left = budget - sum(size * cost for size, cost in zip(sizes, each, strict=True))
+    final: list[Size] = []
+    books: list[dict[str, Any]] = []
+    for study, search, size in zip(studies, searches, sizes, strict=True):
+        split, left = over_levels(study, search, size, left)
+        final.append(one_size(split))
+        taken = sum(count * cost for count, cost in zip(split, bytes_of_levels(study), strict=True))
+        more = {} if isinstance(final[-1], int) else {"kept_dims": list(split)}
+        books.append({"id": study.source.id, "kept": max(split), **more, "bytes": taken})
+    taken = sum(book["bytes"] for book in books)
+    return final, {"of": "bytes", "asked": budget, "taken": taken, "by": by, "codebooks": books}
+
+
+def over_levels(study: Study, search: Search, size: int, left: int) -> tuple[tuple[int, ...], int]:
+    """Sizes of the levels of a residual codebook, for the bytes of `size` dimensions of each and those `left`, and what is left then;
+    `size` for all where the asked forms hold no other."""
+    costs = bytes_of_levels(study)
+    even = (size,) * len(costs)
+    if not study.full.residual or any(mode in UNEVEN for mode in study.options.emit):
+        return even, left
+    by = "excess_distortion"
+    if search.figures([size])[0][by] is None:
+        by = "token_agreement"
+
+    def losses(splits: Sequence[tuple[int, ...]]) -> list[float]:
+        points = search.figures_of_best(size, [one_size(split) for split in splits])
+        return [_loss(point, by) for point in points]
+
+    budget = size * sum(costs) + left
+    split = by_exchange(even, costs, [study.full.dim] * len(costs), budget, losses, EXCHANGED)
+    return split, budget - sum(count * cost for count, cost in zip(split, costs, strict=True))
 
 
 def evened(studies: Sequence[Study], sizes: Sequence[int], each: Sequence[int]) -> list[int]:

@@ -176,8 +176,8 @@ def _choices(
     else:
         searches = [Auto(study, options.max_memory // 2 // len(studies)) for study in studies]
         if options.bytes is not None:
-            spent, budget = by_bytes(studies, [search.figures for search in searches], options.bytes)
-            fixed = [*spent]
+            split, budget = by_bytes(studies, searches, options.bytes)
+            fixed = [*split]
         sizes = [size or search.smallest() for size, search in zip(fixed, searches, strict=True)]
         if budget is None:
             sizes = _together(studies, sizes)
