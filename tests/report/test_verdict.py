@@ -142,4 +142,4 @@ def test_the_name_of_a_codebook_is_said_once(record: dict[str, Any]) -> None:
     record["warnings"] = [{"id": "off_centre", "codebook": 0, "text": f"{key}: the codes lie far from 0."}]
     report = assemble([Run("r.toc.json", record)])
     (alarm,) = report.runs[0].alarms
-    assert (alarm.text, report.runs[0].where(alarm).endswith(key)) == ("the codes lie far from 0.", True)
+    assert (alarm.text, report.runs[0].where(alarm).endswith(key)) == ("The codes lie far from 0.", True)

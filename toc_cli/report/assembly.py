@@ -42,12 +42,13 @@ class RunReport:
     alarms: tuple[Alarm, ...]
     advice: Advice
 
-    def where(self, alarm: Alarm) -> str:
-        """The record, and the codebook that a warning is about."""
+    def where(self, alarm: Alarm, *, named: bool = True) -> str:
+        """The record, and the codebook that a warning is about; not `named` where its name stands beside its number elsewhere."""
         record = shown(self.run.name, 100)
         keys = {subject.codebook["id"]: subject.codebook["key"] for subject in self.subjects}
-        known = alarm.codebook in keys
-        return f"{record}, codebook {alarm.codebook} {shown(keys[alarm.codebook], 100)}" if known else record
+        if alarm.codebook not in keys:
+            return record
+        return f"{record}, codebook {alarm.codebook}" + (f" {shown(keys[alarm.codebook], 100)}" if named else "")
 
 
 @dataclass(frozen=True)

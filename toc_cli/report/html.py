@@ -132,7 +132,7 @@ def _alarms(report: Report) -> list[dict[str, Any]]:
             found.append(
                 {
                     "text": shown(alarm.text, 1000),
-                    "where": run.where(alarm),
+                    "where": run.where(alarm, named=False),
                     "metric": alarm.metric,
                     "weighed": alarm not in open_ones,
                 }

@@ -35,8 +35,7 @@ def render(report: Report) -> Group:
         parts += outcome.render(run.run.record)
         parts += evaluation.render(run.run.record)
         for alarm in run.alarms:
-            of = shown(run.run.name) + ("" if alarm.codebook is None else f", codebook {alarm.codebook}")
-            said = f"{of}: {shown(alarm.text, 1000)}"
+            said = f"{run.where(alarm, named=False)}: {shown(alarm.text, 1000)}"
             parts.append(Text("! ", style="yellow") + Text(said, style="not bold default"))
     return Group(*parts)
 

@@ -31,10 +31,12 @@ class Alarm:
 def warnings(record: Mapping[str, Any], values: Mapping[int, Values]) -> list[Alarm]:
     """The pipeline's warnings about the inputs, then ours about each codebook; `values` by codebook id."""
     keys = {codebook["id"]: f"{words.name(codebook['key'], 120)}: " for codebook in record["codebooks"]}
-    found = [
-        Alarm(entry["id"], entry["codebook"], entry["text"].removeprefix(keys.get(entry["codebook"], "")))
-        for entry in record["warnings"]
-    ]
+    found = []
+    for entry in record["warnings"]:
+        text = entry["text"].removeprefix(keys.get(entry["codebook"], ""))
+        found.append(
+            Alarm(entry["id"], entry["codebook"], text[:1].upper() + text[1:] if text != entry["text"] else text)
+        )
     said = {(entry.id, entry.codebook) for entry in found}
     for codebook in record["codebooks"]:
         for rule in _RULES:
