@@ -94,7 +94,7 @@ TARGET static void NAMED(recheck)(Search *s) {
         NAMED(pack_strip)(s, rows, count, strip, norms);
         for (int64_t t = 0; t < tiles; t++) {
             fvec score[CODES][2];
-            PASSED(tile_scores)(s->dims, strip, s->panel + t * CODES * s->dims, s->bias + t * CODES, score);
+            PASSED(tile_scores)(s->dims, 0, strip, s->panel + t * CODES * s->dims, s->bias + t * CODES, score);
             fvec top[2] = {score[0][0], score[0][1]};
 #pragma GCC unroll 16
             for (int c = 1; c < CODES; c++) top[0] = FMAX(top[0], score[c][0]), top[1] = FMAX(top[1], score[c][1]);

@@ -11,9 +11,9 @@ typedef uint32_t NAMED(uvec_t) __attribute__((vector_size(4 * LANES), aligned(4)
 #define FMA(a, b, c) ((a) * (b) + (c))
 #endif
 #ifndef FMAX
-#define FPICK(test, a, b) ((fvec)(((ivec)(test) & (ivec)(a)) | (~(ivec)(test) & (ivec)(b))))
-#define FMAX(a, b) FPICK((a) > (b), a, b)
-#define FMIN(a, b) FPICK((a) < (b), a, b)
+#define FABOVE(a, b, x, y) ((fvec)(((ivec)((a) > (b)) & (ivec)(x)) | (~(ivec)((a) > (b)) & (ivec)(y))))
+#define FMAX(a, b) FABOVE(a, b, a, b)
+#define FMIN(a, b) FABOVE(b, a, a, b)
 #define BITS(test) NAMED(bits)(test)
 INLINE unsigned NAMED(bits)(ivec test) {
     unsigned bits = 0;
@@ -110,11 +110,11 @@ TARGET static void NAMED(pack_strip)(const Search *s, const int64_t *rows, int c
 #undef FMA
 #undef FMAX
 #undef FMIN
-#undef FPICK
+#undef FABOVE
 #undef BITS
 #undef DOT
 #undef IMAX
 #undef IMIN
-#undef IPICK
+#undef IABOVE
 #undef LOAD_SOME
 #undef TRANSPOSE

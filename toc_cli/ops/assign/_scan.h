@@ -9,7 +9,7 @@
 #undef MULTIPLY_ADD
 #undef MAX
 #undef MIN
-#undef PICK
+#undef ABOVE
 #if COARSE
 #define PASS coarse
 #define NUMBER int32_t
@@ -18,7 +18,7 @@
 #define MULTIPLY_ADD DOT
 #define MAX IMAX
 #define MIN IMIN
-#define PICK IPICK
+#define ABOVE IABOVE
 #else
 #define PASS fine
 #define NUMBER float
@@ -27,7 +27,7 @@
 #define MULTIPLY_ADD FMA
 #define MAX FMAX
 #define MIN FMIN
-#define PICK FPICK
+#define ABOVE FABOVE
 #endif
 
 /* A block of rows on its way through a pass. */
@@ -42,20 +42,30 @@ typedef struct {
     double gain;      /* ... steps per unit of the rows */
 } PASSED(block);
 
-/* Scores of the STRIP rows against the CODES codes of a tile. */
+/* Adds the products of one word: of the STRIP rows with the CODES codes of a tile. */
+INLINE void PASSED(add_word)(const NUMBER *restrict strip, const NUMBER *restrict tile, vec score[CODES][2]) {
+    vec x0 = *(const vec *)strip, x1 = *(const vec *)(strip + LANES);
+#pragma GCC unroll 16
+    for (int c = 0; c < CODES; c++) {
+        vec code = tile[c] - (vec){0};
+        score[c][0] = MULTIPLY_ADD(x0, code, score[c][0]);
+        score[c][1] = MULTIPLY_ADD(x1, code, score[c][1]);
+    }
+}
+
+/* Scores of the STRIP rows against the CODES codes of a tile; `few` words, whose number is known, are written out. */
 INLINE void PASSED(tile_scores)(
-    int64_t words, const NUMBER *restrict strip, const NUMBER *restrict tile, const NUMBER *restrict bias, vec score[CODES][2]) {
+    int64_t words, int few, const NUMBER *restrict strip, const NUMBER *restrict tile, const NUMBER *restrict bias, vec score[CODES][2]) {
 #pragma GCC unroll 16
     for (int c = 0; c < CODES; c++) score[c][0] = score[c][1] = bias[c] - (vec){0};
+    if (few) {
+#pragma GCC unroll 8
+        for (int64_t w = 0; w < words; w++) PASSED(add_word)(strip + w * STRIP, tile + w * CODES, score);
+        return;
+    }
     for (int64_t w = 0; w < words; w++) {
-        vec x0 = *(const vec *)strip, x1 = *(const vec *)(strip + LANES);
+        PASSED(add_word)(strip, tile, score);
         strip += STRIP;
-#pragma GCC unroll 16
-        for (int c = 0; c < CODES; c++) {
-            vec code = tile[c] - (vec){0};
-            score[c][0] = MULTIPLY_ADD(x0, code, score[c][0]);
-            score[c][1] = MULTIPLY_ADD(x1, code, score[c][1]);
-        }
         tile += CODES;
     }
 }
@@ -66,8 +76,19 @@ typedef struct {
     int32_t tile[STRIP];
 } PASSED(state);
 
-TARGET static void PASSED(scan_tiles)(
-    const PASSED(block) *b, const NUMBER *strip, int64_t first, int64_t last, PASSED(state) *state) {
+/* The best score of each lane; two chains of comparisons where so few products come before them that one would be waited for. */
+INLINE vec PASSED(largest)(vec score[CODES][2], int v, int two) {
+    vec top = score[0][v], other = score[two][v];
+#pragma GCC unroll 16
+    for (int c = 1 + two; c < CODES; c += 1 + two) {
+        top = MAX(top, score[c][v]);
+        if (two && c + 1 < CODES) other = MAX(other, score[c + 1][v]);
+    }
+    return two ? MAX(top, other) : top;
+}
+
+INLINE void PASSED(scan_tiles_of)(
+    int64_t words, int few, const PASSED(block) *b, const NUMBER *strip, int64_t first, int64_t last, PASSED(state) *state) {
     vec best[2], second[2];
     ivec tile[2], now = (int32_t)first - (ivec){0};
     memcpy(best, state->best, sizeof best);
@@ -75,13 +96,11 @@ TARGET static void PASSED(scan_tiles)(
     memcpy(tile, state->tile, sizeof tile);
     for (int64_t t = first; t < last; t++) {
         vec score[CODES][2];
-        PASSED(tile_scores)(b->words, strip, b->panel + t * CODES * b->words, b->bias + t * CODES, score);
+        PASSED(tile_scores)(words, few, strip, b->panel + t * CODES * words, b->bias + t * CODES, score);
         for (int v = 0; v < 2; v++) {
-            vec top = score[0][v];
-#pragma GCC unroll 16
-            for (int c = 1; c < CODES; c++) top = MAX(top, score[c][v]);
+            vec top = PASSED(largest)(score, v, few && words <= 4);
             second[v] = MAX(second[v], MIN(best[v], top));
-            tile[v] = (ivec)PICK(top > best[v], (vec)now, (vec)tile[v]);
+            tile[v] = (ivec)ABOVE(top, best[v], (vec)now, (vec)tile[v]);
             best[v] = MAX(best[v], top);
         }
         now += 1;
@@ -89,6 +108,22 @@ TARGET static void PASSED(scan_tiles)(
     memcpy(state->best, best, sizeof best);
     memcpy(state->second, second, sizeof second);
     memcpy(state->tile, tile, sizeof tile);
+}
+
+/* The few words of narrow codes (up to 16 dimensions in the coarse pass) are written out one after the other, where registers do. */
+TARGET static void PASSED(scan_tiles)(
+    const PASSED(block) *b, const NUMBER *strip, int64_t first, int64_t last, PASSED(state) *state) {
+    switch (LANES < 16 ? 0 : b->words) {
+        case 1: PASSED(scan_tiles_of)(1, 1, b, strip, first, last, state); break;
+        case 2: PASSED(scan_tiles_of)(2, 1, b, strip, first, last, state); break;
+        case 3: PASSED(scan_tiles_of)(3, 1, b, strip, first, last, state); break;
+        case 4: PASSED(scan_tiles_of)(4, 1, b, strip, first, last, state); break;
+        case 5: PASSED(scan_tiles_of)(5, 1, b, strip, first, last, state); break;
+        case 6: PASSED(scan_tiles_of)(6, 1, b, strip, first, last, state); break;
+        case 7: PASSED(scan_tiles_of)(7, 1, b, strip, first, last, state); break;
+        case 8: PASSED(scan_tiles_of)(8, 1, b, strip, first, last, state); break;
+        default: PASSED(scan_tiles_of)(b->words, 0, b, strip, first, last, state);
+    }
 }
 
 /* Scores of lane r against the codes of its winning tile, codes along the lanes from number `first` on. */
@@ -117,7 +152,7 @@ INLINE void PASSED(name_winners)(
             for (int c = 0; c < LANES && first + c < CODES; c++) {
                 vec now = (vec)score[c];
                 next = MAX(next, MIN(top, now));
-                at = (ivec)PICK(now > top, (vec)(first + c - (ivec){0}), (vec)at);
+                at = (ivec)ABOVE(now, top, (vec)(first + c - (ivec){0}), (vec)at);
                 top = MAX(top, now);
             }
         }
@@ -130,10 +165,10 @@ INLINE void PASSED(name_winners)(
 
 static void PASSED(settle)(Search *, PASSED(block) *, int64_t, PASSED(state) *, const int64_t *, int);
 
-/* Lines `used` strips of the rows through all tiles, in chunks of codes that stay in the second-level cache. */
+/* Lines `used` strips of the rows through all tiles, in chunks of codes that stay in a cache. */
 TARGET static void PASSED(search_block)(Search *s, PASSED(block) *b, const int64_t *rows, int64_t count) {
     PASSED(state) state[MOST_STRIPS];
-    int64_t used = (count + STRIP - 1) / STRIP, chunk = CACHE_BYTES / (4 * CODES * b->words);
+    int64_t used = (count + STRIP - 1) / STRIP, chunk = (b->words > 8 ? CACHE_BYTES : PANEL_BYTES) / (4 * CODES * b->words);
     if (chunk < 1) chunk = 1;
     for (int64_t i = 0; i < used; i++)
         for (int r = 0; r < STRIP; r++) state[i].best[r] = state[i].second[r] = LOWEST, state[i].tile[r] = 0;

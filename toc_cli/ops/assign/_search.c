@@ -241,6 +241,7 @@ void toc_frame(Search *s) {
 }
 
 #define CACHE_BYTES (1 << 17) /* of rows and as much of codes: together half of a usual second-level cache */
+#define PANEL_BYTES (1 << 15) /* of codes so narrow that a strip is through with them soon: in the first-level cache */
 #define MOST_STRIPS 16
 #define COARSE_REACH 32000 /* largest norm of a row or a code in steps of 1: products and half norms together stay below 2^31 */
 #define COARSE_TRIAL 4096  /* rows after which the coarse pass gives up if it settles less than half */
@@ -266,12 +267,12 @@ static int64_t at_most(int64_t value, int64_t most) { return value < most ? valu
 #define FMA(a, b, c) ((fvec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define FMAX(a, b) ((fvec)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define FMIN(a, b) ((fvec)_mm512_min_ps((__m512)(a), (__m512)(b)))
-#define FPICK(test, a, b) ((fvec)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)(test)), (__m512)(b), (__m512)(a)))
+#define FABOVE(a, b, x, y) ((fvec)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_GT_OQ), (__m512)(y), (__m512)(x)))
 #define BITS(test) ((unsigned)_mm512_movepi32_mask((__m512i)(test)))
 #define DOT(a, b, c) ((ivec)_mm512_dpwssd_epi32((__m512i)(c), (__m512i)(a), (__m512i)(b)))
 #define IMAX(a, b) ((ivec)_mm512_max_epi32((__m512i)(a), (__m512i)(b)))
 #define IMIN(a, b) ((ivec)_mm512_min_epi32((__m512i)(a), (__m512i)(b)))
-#define IPICK(test, a, b) ((ivec)_mm512_mask_blend_epi32(_mm512_movepi32_mask((__m512i)(test)), (__m512i)(b), (__m512i)(a)))
+#define IABOVE(a, b, x, y) ((ivec)_mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask((__m512i)(a), (__m512i)(b)), (__m512i)(y), (__m512i)(x)))
 #define LOAD_SOME(from, count) ((fvec)_mm512_maskz_loadu_ps((__mmask16)((1u << (count)) - 1), from))
 #define TRANSPOSE transpose_16
 #include "_kernel.h"
@@ -284,12 +285,12 @@ static int64_t at_most(int64_t value, int64_t most) { return value < most ? valu
 #define FMA(a, b, c) ((fvec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define FMAX(a, b) ((fvec)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define FMIN(a, b) ((fvec)_mm256_min_ps((__m256)(a), (__m256)(b)))
-#define FPICK(test, a, b) ((fvec)_mm256_blendv_ps((__m256)(b), (__m256)(a), (__m256)(test)))
+#define FABOVE(a, b, x, y) ((fvec)_mm256_blendv_ps((__m256)(y), (__m256)(x), (__m256)((a) > (b))))
 #define BITS(test) ((unsigned)_mm256_movemask_ps((__m256)(test)))
 #define DOT(a, b, c) ((ivec)_mm256_add_epi32((__m256i)(c), _mm256_madd_epi16((__m256i)(a), (__m256i)(b))))
 #define IMAX(a, b) ((ivec)_mm256_max_epi32((__m256i)(a), (__m256i)(b)))
 #define IMIN(a, b) ((ivec)_mm256_min_epi32((__m256i)(a), (__m256i)(b)))
-#define IPICK(test, a, b) ((ivec)_mm256_blendv_epi8((__m256i)(b), (__m256i)(a), (__m256i)(test)))
+#define IABOVE(a, b, x, y) ((ivec)_mm256_blendv_epi8((__m256i)(y), (__m256i)(x), (__m256i)((a) > (b))))
 #define LOAD_SOME(from, count) ((fvec)_mm256_maskload_ps(from, first_of_8(count)))
 #define TRANSPOSE transpose_8
 #include "_kernel.h"
