@@ -61,7 +61,7 @@ def test_readme_names_no_option_that_is_not_there() -> None:
 def test_the_options_of_optimize_are_frozen() -> None:
     """The contract's flags: a change here is a change for users, and needs a CHANGELOG line."""
     assert options("optimize") == {
-        "--features", "--keep", "--budget", "--bytes", "--codes", "--levels", "--refresh", "--lean",
+        "--features", "--keep", "--budget", "--bytes", "--codes", "--vocab", "--levels", "--refresh", "--lean",
         "--criterion", "--weights", "--normalize", "--ratio", "--emit", "--fill", "--max-distortion",
         "--min-agreement", "--sweep", "--codebook", "--layout", "--metric", "--stack", "--assume",
         "--rows", "--table", "--scale", "--modality", "--channel-axis", "--space",

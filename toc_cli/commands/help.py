@@ -8,7 +8,7 @@ import typer.core
 
 GROUPS = {
     "Input": "features codebook layout metric rows table scale stack assume modality channel_axis space limit data",
-    "Choice": "keep criterion weights normalize ratio max_distortion min_agreement sweep codes levels refresh budget bytes",
+    "Choice": "keep criterion weights normalize ratio max_distortion min_agreement sweep codes vocab levels refresh budget bytes",
     "Output": "emit fill output report no_samples dry_run verify lean force",
     "Limits": "eval_rows max_memory device seed",
 }

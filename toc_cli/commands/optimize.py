@@ -133,6 +133,13 @@ def optimize(
         bool,
         typer.Option("--lean", help="Leave optimizer state, losses, discriminators and averages out of the copies."),
     ] = False,
+    vocab: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[FILE:]KEY[@ROW]",
+            help="Cut these rows of a language model along with --codes: code 0 stands in ROW; repeatable; #LEVEL: of one level.",
+        ),
+    ] = None,
     force: flags.Force = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -167,7 +174,15 @@ def optimize(
         refuse_unseen(options, output, force=force or dry_run)
     checkpoint = here(checkpoint)
     outputs = Outputs(
-        checkpoint, options.emit, output, force, planned=dry_run, verify=verify, data=data, samples=not no_samples
+        checkpoint,
+        options.emit,
+        output,
+        force,
+        planned=dry_run,
+        verify=verify,
+        data=data,
+        samples=not no_samples,
+        vocab=tuple(vocab or ()),
     )
     if media := [entry for entry in features if holds_media(entry.rpartition("=")[2] or entry)]:
         features, outputs = captured_first(checkpoint, features, media, outputs, options, sink)

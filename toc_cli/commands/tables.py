@@ -110,6 +110,8 @@ def plan_parts(plan: Plan, dry_run: bool) -> list[RenderableType]:
             target = plan.outputs.of(mode)
             stands = ", in place of the one that stands (--force)" if target.exists() else ""
             written.add_row("would write", name(str(target)), f"{plan.size(mode):,} bytes{stands}")
+        if plan.outputs.language_model is not None:
+            written.add_row("would write", name(str(plan.outputs.language_model)), "the language model's copy")
     for entry in plan.record["outputs"]:
         written.add_row("wrote", name(str(plan.outputs.stem.parent / entry["name"])), f"{entry['bytes']:,} bytes")
     return [*parts, written]

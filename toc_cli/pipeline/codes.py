@@ -78,7 +78,7 @@ def _recoded(study: Study, counted: Study) -> Study:
     book = replace(source.book, num_codes=tuple(wanted) + source.book.num_codes[len(wanted) :])
     parts = replace(source.parts, tables=found.tables)
     cut_source = replace(
-        source, book=book, parts=parts, full=_applied(source, found), codes=Recoded(source, found, about)
+        source, book=book, parts=parts, full=_applied(source, found), codes=Recoded(source, found, about, usage)
     )
     return replace(study, source=cut_source, census=Census(study.fits), rankings={})
 

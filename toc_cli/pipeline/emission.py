@@ -40,9 +40,10 @@ def forms_of(ckpt: Checkpoint, source: Source, choice: Choice, tried: Sequence[s
     return {name: supported(ckpt, source.book, choice.size, rotated=CRITERIA[name].rotates) for name in names}
 
 
-def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) -> Edits:
-    """What `mode` changes in the whole file: the edits of every codebook, one upon the other, and what `--lean` leaves out."""
-    so_far = Edits()
+def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options, first: Edits = Edits()) -> Edits:
+    """What `mode` changes in the whole file: upon `first` the edits of every codebook, one upon the other, and what `--lean` leaves
+    out."""
+    so_far = first
     for source, choice in chosen:
         if source.codes is not None:
             so_far = recode.recoded(ckpt, source.codes.before.book, mode, recoding(source), so_far)
@@ -70,11 +71,11 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options) ->
 
 
 def write_checkpoint(
-    ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples
+    ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples, first: Edits
 ) -> list[Path]:
     """Write one edited copy and check it. OutputError where the check fails; InputError where the input changed meanwhile."""
     try:
-        written = ckpt.write(target, edits_for(ckpt, chosen, mode, options))
+        written = ckpt.write(target, edits_for(ckpt, chosen, mode, options, first))
     finally:
         ckpt.refuse_changes()  # before any error that comes of it
     check_checkpoint(ckpt, target, chosen, mode, options, samples)

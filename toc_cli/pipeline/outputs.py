@@ -12,6 +12,7 @@ from toc_cli.io.atomic import check_target
 from toc_cli.io.families.base import Mode
 from toc_cli.io.names import printable
 from toc_cli.io.publish import recover
+from toc_cli.pipeline.vocabulary import parse_vocab
 
 SUFFIX = ".toc.safetensors"
 _ENDINGS = (".safetensors.index.json", ".bin.index.json", SUFFIX)
@@ -34,6 +35,8 @@ class Outputs:
     """`--data`: pictures or sound that are decoded before and after, in every written form."""
     samples: bool = True
     """Whether a few of them go into the record, for the page."""
+    vocab: tuple[str, ...] = ()
+    """`--vocab`: tables of a language model whose rows follow `--codes`."""
     stem: Path = field(init=False)
     extension: str = field(init=False)
     elsewhere: str = field(init=False)
@@ -64,6 +67,14 @@ class Outputs:
         return self.artefact if mode == "codebook" else self.stem.with_name(f"{self.stem.name}.{mode}{self.extension}")
 
     @property
+    def language_model(self) -> Path | None:
+        """The copy of the language model of `--vocab`; None without one, or where the checkpoint itself holds it."""
+        file, _ = parse_vocab(self.vocab)
+        if file is None or (self.checkpoint.exists() and file.samefile(self.checkpoint)):
+            return None
+        return self.stem.with_name(f"{self.stem.name}.vocab{stem_and_extension(file)[1]}")
+
+    @property
     def checkpoints(self) -> tuple[Mode, ...]:
         """The modes that write a checkpoint of the input's own format."""
         return tuple(mode for mode in self.emit if mode != "codebook")
@@ -81,7 +92,8 @@ class Outputs:
         """`check_target` of every output; who `writes` first sweeps what a killed run left, or carries it out. A dry run replaces
         nothing, so that only an input in their place is refused."""
         whole = writes and not self.planned and recover(self.stem, wait=self.force)
-        for target in (self.artefact, self.record, *map(self.of, self.checkpoints), *self._configs()):
+        more = [] if self.language_model is None else [self.language_model]
+        for target in (self.artefact, self.record, *map(self.of, self.checkpoints), *self._configs(), *more):
             try:
                 check_target(target, force=self.force or self.planned, inputs=inputs)
             except UsageError as error:

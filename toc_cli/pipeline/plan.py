@@ -12,7 +12,7 @@ import torch
 from toc_cli.errors import UsageError
 from toc_cli.io.artefact import write_artefact, write_record
 from toc_cli.io.atomic import sha256
-from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families.base import Mode
 from toc_cli.io.families.lean import left_out
 from toc_cli.io.families.levels import load_hint as level_hint
@@ -31,6 +31,7 @@ from toc_cli.pipeline.ranks import Ranks
 from toc_cli.pipeline.sample import sampled_rows
 from toc_cli.pipeline.source import Fit
 from toc_cli.pipeline.study import Study
+from toc_cli.pipeline.vocabulary import Vocabulary
 
 VERIFIED_ROWS = 2048
 
@@ -48,6 +49,8 @@ class Plan:
     ranks: Ranks = field(default_factory=Ranks)
     decode: Callable[[Mapping[str, Path]], dict[str, Any]] | None = None
     """The record's `outcome`, from the written copies by mode; None where no output is compared."""
+    vocabulary: Vocabulary | None = None
+    """The language model whose rows follow the codes."""
 
     @property
     def kept(self) -> list[torch.Tensor]:
@@ -126,10 +129,15 @@ class Plan:
         if mode == "codebook":
             tensors = as_artefact(self.chosen, self.options, []).tensors
             return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
-        changed = edits_for(self.checkpoint, pairs, mode, self.options)
+        changed = edits_for(self.checkpoint, pairs, mode, self.options, self._first(mode))
         added = sum(tensor.numel() * tensor.dtype.itemsize for tensor in changed.tensors.values())
         gone = changed.without | changed.tensors.keys()
         return added + sum(info.nbytes for key, info in self.checkpoint.infos.items() if key not in gone)
+
+    def _first(self, mode: Mode) -> Edits:
+        """What a form changes beside its codebooks: the rows of a language model in the checkpoint itself."""
+        inside = self.vocabulary is not None and self.vocabulary.inside and mode == "sliced"
+        return self.vocabulary.edits(self.chosen[0][0].source) if inside and self.vocabulary else Edits()
 
     @property
     def left_out(self) -> str:
@@ -176,9 +184,14 @@ class Plan:
         written, entries = [], []
         for mode in aside.checkpoints:
             target = aside.of(mode)
-            files = write_checkpoint(self.checkpoint, chosen, mode, target, self.options, samples)
+            files = write_checkpoint(self.checkpoint, chosen, mode, target, self.options, samples, self._first(mode))
             written += files
             entries += [_output(mode, file, target) for file in files]
+        if self.vocabulary is not None and (beside := aside.language_model) is not None:
+            files = self.vocabulary.model.write(beside, self.vocabulary.edits(chosen[0][0]))
+            self.vocabulary.model.refuse_changes()
+            written += files
+            entries += [_output("vocab", file, beside) for file in files]
         write_artefact(aside.artefact, as_artefact(self.chosen, self.options, self.record["inputs"]))
         if (larger := self._larger(entries)) is not None:
             self.record["warnings"].append(larger)

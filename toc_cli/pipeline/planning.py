@@ -48,6 +48,7 @@ from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, con
 from toc_cli.pipeline.refresh import refreshed, refuse_refresh
 from toc_cli.pipeline.source import Source, device_of
 from toc_cli.pipeline.study import Study
+from toc_cli.pipeline.vocabulary import open_vocabulary, vocab_warnings
 
 PLAIN = "plain"
 
@@ -99,6 +100,9 @@ def plan_optimization(
         modes = outputs.checkpoints if outputs is not None else ()
         refuse_refresh(ckpt, [study.source for study in studies], modes)
     preflight(ckpt, studies, outputs)
+    vocabulary = None
+    if outputs is not None and outputs.vocab:
+        vocabulary = open_vocabulary(ckpt, [study.source for study in studies], outputs.vocab)
     studies = [replace(study, criteria=candidates(ckpt, study)) for study in studies]
     ckpt.close()  # what it maps counts as memory; it opens again when it is written
     hashes = hash_inputs(ckpt, opened, ranks)
@@ -144,6 +148,8 @@ def plan_optimization(
     captured = of_another_checkpoint(met.values(), inputs)
     unused = ignored_labels(opened, list(met.values()))
     warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unused, *unexplained(entries)]
+    if vocabulary is not None:
+        warnings += vocab_warnings(vocabulary, chosen[0][0].source)
     record = run_record(options, inputs, read, warnings, entries)
     if budget is not None:
         record["budget"] = budget
@@ -154,7 +160,9 @@ def plan_optimization(
         "seconds": round(seconds, 3), "counting_seconds": round(counted - started, 3),
         "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
     }  # fmt: skip
-    return Plan(ckpt, opened, options, chosen, record, outputs, ranks, decode)
+    if vocabulary is not None:
+        record["vocab"] = vocabulary.about(chosen[0][0].source)
+    return Plan(ckpt, opened, options, chosen, record, outputs, ranks, decode, vocabulary)
 
 
 def _choices(

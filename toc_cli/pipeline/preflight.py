@@ -111,6 +111,8 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
         refuse_budget(studies)
     if outputs is None:
         return
+    if outputs.vocab:
+        _refuse_vocab(studies[0].options, outputs)
     if any(study.options.lean for study in studies):
         _refuse_lean(ckpt, outputs)
     if any(study.options.codes is not None for study in studies):
@@ -130,6 +132,17 @@ def preflight(ckpt: Checkpoint, studies: Sequence[Study], outputs: Outputs | Non
             _refuse_folding(study.source, outputs.checkpoints)
     if outputs.verify:
         _refuse_verification(ckpt, [study.source for study in studies], outputs)
+
+
+def _refuse_vocab(options: Options, outputs: Outputs) -> None:
+    """UsageError where no code goes, or where no written form holds the rows."""
+    if options.codes is None:
+        raise UsageError("--vocab follows a cut of codes.", "Add --codes.")
+    if outputs.language_model is None and "sliced" not in outputs.emit:
+        raise UsageError(
+            "--vocab names tables of the checkpoint itself, which only its sliced form can hold with fewer rows.",
+            "Add --emit sliced, or name the language model: --vocab FILE:KEY.",
+        )
 
 
 def _refuse_lean(ckpt: Checkpoint, outputs: Outputs) -> None:

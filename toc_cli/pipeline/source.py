@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from toc_cli.errors import InputError, UsageError
@@ -56,6 +57,8 @@ class Recoded:
     cut: CodeCut
     about: Mapping[str, Any]
     """The record's `codes`."""
+    usage: Sequence[np.ndarray]
+    """(H, K_l) per level: how often each old code was chosen."""
 
 
 @dataclass(frozen=True)
