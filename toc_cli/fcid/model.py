@@ -23,7 +23,7 @@ from toc_cli.fcid.decoder import FCIDDecoder
 from toc_cli.fcid.draws import Draws
 from toc_cli.fcid.encoder import Coarse, CoarseHead, ModalityEncoder, Specific
 from toc_cli.fcid.losses.cpc import ContextNet
-from toc_cli.fcid.losses.infonce import infonce, same_caption, same_clip
+from toc_cli.fcid.losses.infonce import clip_numbers, infonce
 from toc_cli.fcid.losses.reconstruction import reconstruction
 from toc_cli.fcid.masks import both, time_mean
 from toc_cli.fcid.precision import exact
@@ -148,26 +148,26 @@ class FCID(Aligner[FCIDFeatures]):
 
     def _text_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
         """Every fine modality's coarse vectors against those of every coarse modality."""
-        excluded, terms = None, {}
+        alike, terms = None, {}
         if self.config.same_caption == "ignored" and batch.caption is not None:
-            excluded = same_caption(comm.gather(batch.caption))
+            alike = comm.gather(batch.caption)
         for name, text in itertools.product(self.config.fine, self.config.coarse):
             rows = both(batch.clips(name), batch.clips(text))
             vectors = features.coarse[name].general, features.coarse[text].general
-            terms[f"infonce.{name}.{text}"] = self._infonce(*vectors, rows, comm, excluded)
+            terms[f"infonce.{name}.{text}"] = self._infonce(*vectors, rows, comm, alike)
         return terms
 
     def _second_infonce(self, features: FCIDFeatures, batch: Batch, comm: Comm) -> dict[str, Tensor]:
         """The same second of two fine modalities, against every second of the other clips (or of all)."""
-        excluded, terms = None, {}
+        alike, terms = None, {}
         if self.config.same_clip == "ignored":
             x = features.general[self.config.fine[0]]
-            excluded = same_clip(comm.rows or len(batch), x.shape[1], x.device)
+            alike = clip_numbers(comm.rows or len(batch), x.shape[1], x.device)
         for a, b in itertools.combinations(self.config.fine, 2):
             rows = both(batch.seconds(a), batch.seconds(b))
             seconds = features.general[a].flatten(0, 1), features.general[b].flatten(0, 1)
             terms[f"second_infonce.{a}.{b}"] = self._infonce(
-                *seconds, None if rows is None else rows.flatten(), comm, excluded
+                *seconds, None if rows is None else rows.flatten(), comm, alike
             )
         return terms
 
@@ -189,7 +189,7 @@ class FCID(Aligner[FCIDFeatures]):
         return terms
 
     def _infonce(
-        self, query: Tensor, key: Tensor, rows: Tensor | None, comm: Comm, excluded: Tensor | None = None
+        self, query: Tensor, key: Tensor, rows: Tensor | None, comm: Comm, alike: Tensor | None = None
     ) -> Tensor:
         config = self.config
         with exact(query.device):
@@ -198,7 +198,7 @@ class FCID(Aligner[FCIDFeatures]):
                 comm.gather(key),
                 config.temperature,
                 both_ways=config.infonce == "both",
-                excluded=excluded,
+                alike=alike,
                 rows=None if rows is None else comm.gather(rows),
             )
 
