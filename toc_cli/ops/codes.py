@@ -5,7 +5,6 @@ Legend: N rows, L levels, H heads, K codes, K' kept ones, D dimensions.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +13,9 @@ import numpy as np
 import torch
 
 from toc_cli.errors import UsageError
-from toc_cli.ops.linear import Array, float64, one_thread, unit_rows
+from toc_cli.ops.linear import Array, float64, unit_rows
 from toc_cli.ops.selection import parse_share
-
-BATCH = 32
-"""Clusters whose cheapest merge is looked up at once."""
+from toc_cli.ops.ward import ward
 
 
 @dataclass(frozen=True)
@@ -116,104 +113,9 @@ def merges(codes: torch.Tensor, usage: np.ndarray, *, unit: bool = False, down_t
         return Merges(codes, usage, ())
     points = unit_rows(codes[used]) if unit else float64(codes[used])
     weights = usage[used].astype(np.float64)
-    clusters = _Clusters(points - (weights[:, None] * points).sum(0) / weights.sum(), weights)
-    with one_thread():
-        pairs = [clusters.join() for _ in range(len(used) - max(1, down_to))]
+    centred = points - (weights[:, None] * points).sum(0) / weights.sum()
+    pairs = ward(centred, weights, len(used) - max(1, down_to))
     return Merges(codes, usage, tuple((int(used[a]), int(used[b])) for a, b in pairs))
-
-
-class _Clusters:
-    """Clusters under the name of their first member. Each knows a bound below the cost of its cheapest merge; a stale one is looked
-    up again only when its bound is the least, several at once. Ward is reducible: no merge makes another one cheaper."""
-
-    def __init__(self, points: np.ndarray, weights: np.ndarray) -> None:
-        count = len(points)
-        self.names = np.arange(count)
-        """Of the places, ascending."""
-        self.place = np.arange(count)
-        """Of the names."""
-        self.points, self.weights = torch.from_numpy(points), weights.copy()
-        self.squares, self.alive = np.einsum("kd,kd->k", points, points), np.ones(count, dtype=bool)
-        self.best, self.bound, self.second = np.full(count, -1), np.zeros(count), np.zeros(count)
-        """By name: the cheapest partner, a bound below its cost, and one below that of any other partner."""
-        self.born, self.seen, self.time = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64), 0
-        for names in np.split(self.names, range(BATCH, count, BATCH)):
-            self._look(names)
-        self.heap = list(zip(self.bound.tolist(), self.names.tolist(), strict=True))
-        heapq.heapify(self.heap)
-
-    def join(self) -> tuple[int, int]:
-        """Merge the cheapest pair; its names, the smaller first."""
-        while True:
-            stale: list[int] = []
-            while self.heap and len(stale) < BATCH:
-                bound, name = self.heap[0]
-                current = self.alive[self.place[name]] and bound == self.bound[name]
-                if current and self._known(name):
-                    break
-                heapq.heappop(self.heap)
-                if current:
-                    stale.append(name)
-            if not stale:
-                return self._merge(heapq.heappop(self.heap)[1])
-            self._look(np.array(stale))
-            for name in stale:
-                heapq.heappush(self.heap, (float(self.bound[name]), name))
-
-    def _known(self, name: int) -> bool:
-        """Whether the partner is still what it was when it was found."""
-        partner = self.best[name]
-        return bool(partner >= 0 and self.alive[self.place[partner]] and self.born[partner] <= self.seen[name])
-
-    def _merge(self, one: int) -> tuple[int, int]:
-        other, cost = int(self.best[one]), float(self.bound[one])
-        mutual = self.best[other] == one and self._known(other)
-        apart = {one: self.second[one], other: self.second[other] if mutual else self.bound[other]}
-        a, b = sorted((one, other))
-        at, gone = self.place[a], self.place[b]
-        na, nb = self.weights[at], self.weights[gone]
-        # a third cluster is so far from either, and by Lance and Williams' formula so far from both together
-        least = min((na * apart[a] + nb * apart[b]) / (na + nb), apart[a] + apart[b] - cost)
-        self.points[at] = (na * self.points[at] + nb * self.points[gone]) / (na + nb)
-        self.squares[at] = float(self.points[at] @ self.points[at])
-        self.weights[at], self.alive[gone] = na + nb, False
-        self.time += 1
-        self.born[a], self.best[a], self.bound[a] = self.time, -1, max(cost, least)
-        heapq.heappush(self.heap, (float(self.bound[a]), a))
-        if 2 * int(np.count_nonzero(self.alive)) < len(self.alive):
-            self._compact()
-        return a, b
-
-    def _compact(self) -> None:
-        kept = self.alive
-        self.names, self.points, self.alive = self.names[kept], self.points[torch.from_numpy(kept)], self.alive[kept]
-        self.weights, self.squares = self.weights[kept], self.squares[kept]
-        # the dead share a place that is dead as well
-        self.place = np.full(len(self.place), len(self.names))
-        self.place[self.names] = np.arange(len(self.names))
-        self.alive = np.append(self.alive, False)
-        self.names = np.append(self.names, -1)
-        self.points = torch.cat([self.points, torch.zeros_like(self.points[:1])])
-        self.weights, self.squares = np.append(self.weights, 1.0), np.append(self.squares, 0.0)
-
-    def _look(self, names: np.ndarray) -> None:
-        """Find the cheapest partner of each of `names`, the smaller name among equals."""
-        rows = self.place[names]
-        costs = (self.points[torch.from_numpy(rows)] @ self.points.T).numpy()
-        weights = self.weights[rows, None]
-        costs *= -2
-        costs += self.squares
-        costs += self.squares[rows, None]
-        np.maximum(costs, 0, out=costs)
-        costs *= self.weights * weights / (self.weights + weights)
-        costs[:, ~self.alive] = np.inf
-        at = np.arange(len(rows))
-        costs[at, rows] = np.inf
-        found = costs.argmin(1)
-        self.best[names], self.bound[names] = self.names[found], costs[at, found]
-        costs[at, found] = np.inf
-        self.second[names] = costs.min(1)
-        self.seen[names] = self.time
 
 
 def cut(tables: Sequence[Sequence[Merges]], counts: Sequence[int]) -> CodeCut:
