@@ -6,7 +6,7 @@ from typing import Any
 
 from toc_cli.errors import UsageError
 
-ROOMS = ("criterion", "optimize", "assign", "intervals", "train")
+ROOMS = ("criterion", "optimize", "choose", "assign", "intervals", "train")
 
 
 def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) -> dict[str, Any]:
@@ -22,6 +22,10 @@ def run_bench(what: str, *, device: str, rows: int, repeats: int, verify: bool) 
         from toc_cli.bench.road import measure_optimize
 
         return {"bench": what, "features": rows, "rows": measure_optimize(rows, repeats=repeats)}
+    if what == "choose":
+        from toc_cli.bench.choose import measure_choice
+
+        return {"bench": what, "features": rows, "rows": measure_choice(rows, repeats)}
     if what == "assign":
         from toc_cli.bench import assign
 

@@ -31,8 +31,8 @@ LOOP_PAIRS = 4000
 def measure_criterion(repeats: int = 5) -> dict[str, Any]:
     """Seconds of the closed form at K=16384, D=256, and of the published double loop, extrapolated from some of its pairs."""
     codes = torch.randn(CRITERION_SHAPE, generator=torch.Generator().manual_seed(0))
-    closed = statistics.median(_timed(lambda: CRITERIA["toc"].rank([Known(codes)])) for _ in range(repeats))
-    pairs = _timed(lambda: published_pairs(codes, LOOP_PAIRS))
+    closed = statistics.median(timed(lambda: CRITERIA["toc"].rank([Known(codes)])) for _ in range(repeats))
+    pairs = timed(lambda: published_pairs(codes, LOOP_PAIRS))
     count = CRITERION_SHAPE[0]
     return {
         "codes": count,
@@ -59,7 +59,7 @@ def measure_optimize(
     and with the one on torch operations, interleaved with their floor: one row per program."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        features, model = _inputs(folder, rows, dim, codes)
+        features, model = write_inputs(folder, rows, dim, codes)
         artefact = folder / "out.toc.safetensors"
         jobs = {
             "toc optimize": ["optimize", str(model), "--features", str(features), "-o", str(artefact)],
@@ -71,7 +71,7 @@ def measure_optimize(
             floors.append(_floor(features, model))
             for search, switch in (("compiled", {}), ("torch", {"TOC_NATIVE": "0"})):
                 for job, words in jobs.items():
-                    runs.setdefault((job, search), []).append(_run([*words, "--force", "-q"], switch))
+                    runs.setdefault((job, search), []).append(run_command([*words, "--force", "-q"], switch))
     read, product = (statistics.median(run[field] for run in floors) for field in ("read", "product"))
     floor = read + product
     table: list[dict[str, Any]] = [
@@ -91,7 +91,7 @@ def measure_optimize(
     return table
 
 
-def _inputs(folder: Path, rows: int, dim: int, codes: int) -> tuple[Path, Path]:
+def write_inputs(folder: Path, rows: int, dim: int, codes: int) -> tuple[Path, Path]:
     """Features around the codes of a random codebook, written once."""
     generator = np.random.default_rng(0)
     table = generator.standard_normal((codes, dim), dtype=np.float32)
@@ -127,7 +127,7 @@ def _floor(features: Path, model: Path) -> dict[str, float]:
     return {"read": reading, "product": product}
 
 
-def _run(words: list[str], switch: dict[str, str]) -> dict[str, float]:
+def run_command(words: list[str], switch: dict[str, str]) -> dict[str, float]:
     """One run of the command line as a process: its wall seconds and peak memory, and the seconds that importing torch takes."""
     began = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", "toc_cli", *words], env=os.environ | switch)
@@ -136,11 +136,11 @@ def _run(words: list[str], switch: dict[str, str]) -> dict[str, float]:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, child.args)
-    start = _timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
+    start = timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
     return {"seconds": seconds, "start": start, "peak": used.ru_maxrss * 1024}
 
 
-def _timed(run: Callable[[], Any]) -> float:
+def timed(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began

@@ -13,10 +13,10 @@ EXAMPLE = "toc bench criterion"
 
 def bench(
     what: Annotated[
-        str, typer.Argument(metavar="[criterion|optimize|assign|intervals|train]", help="What to measure.")
+        str, typer.Argument(metavar="[criterion|optimize|choose|assign|intervals|train]", help="What to measure.")
     ] = "assign",
     device: flags.Device = "auto",
-    rows: Annotated[int, typer.Option(min=1, help="optimize: feature rows.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(min=1, help="optimize, choose: feature rows.")] = 1_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; the median counts.")] = 3,
     verify: Annotated[
         bool, typer.Option("--verify", help="assign: count mismatches against float64 on adversarial data.")
@@ -24,7 +24,7 @@ def bench(
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Measure this machine: assignment, scoring, optimize end to end, a training step, how often intervals hold the truth."""
+    """Measure this machine: assignment, scoring, optimize, what choosing costs, a training step, how often intervals hold the truth."""
     from toc_cli.bench import run_bench
     from toc_cli.commands.output import Output
     from toc_cli.commands.tables import bench_tables
