@@ -8,6 +8,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from toc_cli.errors import InputError
 from toc_cli.io.checkpoint.base import Checkpoint, TensorInfo
@@ -86,7 +87,8 @@ class Section:
 
     def matches(self, pattern: str) -> list[re.Match[str]]:
         """Full matches of `pattern` over the names, in file order, numbers in the names counting as numbers."""
-        found = [match for name in self.infos if (match := re.fullmatch(pattern, name))]
+        fullmatch = re.compile(pattern).fullmatch
+        found = [match for name in self.infos if (match := fullmatch(name))]
         return sorted(found, key=lambda match: natural(match.group()))
 
 
@@ -117,7 +119,19 @@ def is_optimizer(info: TensorInfo) -> bool:
 
 
 def sections(ckpt: Checkpoint) -> list[Section]:
-    """The sections of a checkpoint that hold model tensors, in file order."""
+    """The sections of a checkpoint that hold model tensors, in file order; made once for all families that look."""
+    if (made := _MADE.get(ckpt)) is not None and made[0] == len(ckpt.infos):
+        return made[1]
+    parts = _sections(ckpt)
+    _MADE[ckpt] = len(ckpt.infos), parts
+    return parts
+
+
+_MADE: WeakKeyDictionary[Checkpoint, tuple[int, list[Section]]] = WeakKeyDictionary()
+"""Sections by checkpoint, with the number of tensors that they were made of: a listing may still grow."""
+
+
+def _sections(ckpt: Checkpoint) -> list[Section]:
     found: dict[tuple[str, ...], dict[str, TensorInfo]] = {}
     for info in ckpt.infos.values():
         if is_optimizer(info):
@@ -188,6 +202,9 @@ def _width(shape: tuple[int, ...], axis: int) -> int:
     return [n for i, n in enumerate(shape) if i != axis][-1]
 
 
+_STATISTICS = tuple(f".{leaf}" for leaf in (*SUMS, *PER_CODE))
+
+
 def is_statistic(name: str) -> bool:
     """Whether a tensor's last name is that of a running statistic, which is no codebook whatever its shape."""
-    return any(name == leaf or name.endswith(f".{leaf}") for leaf in (*SUMS, *PER_CODE))
+    return f".{name}".endswith(_STATISTICS)
