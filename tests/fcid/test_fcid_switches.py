@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -18,8 +19,10 @@ from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import (
     CodebookConfig,
     ModelConfig,
+    codebooks,
     corrected,
     from_dict,
+    plain,
     profile_config,
     published,
     to_dict,
@@ -427,11 +430,59 @@ def test_masked_seconds_equal_shorter_clips() -> None:
         torch.testing.assert_close(term, second.terms[name], msg=lambda m, name=name: f"{name}: {m}")
 
 
+# -- the plain baseline -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_plain_has_the_infonce_terms_alone(count: int) -> None:
+    model = small_model(with_options(plain(), codebooks(count)))
+    losses = step(model, clips())
+    losses.total.backward()
+    terms = {name.split(".")[0] for name in losses.terms}
+    own = {"commitment", "fine_commitment"} if count == 2 else {"commitment"}  # what holds encoders to their codes
+    assert terms == {"infonce", "second_infonce", "clip_infonce", "coarse_infonce"} | own
+    assert not model.mi
+    assert set(model.codebook) == ({"fine", "coarse"} if count == 2 else {"coarse"})
+    assert all(p.grad is not None for p in model.parameter_groups()["main"])
+
+
+def test_codes_of_the_plain_profile_follow_their_own_rows() -> None:
+    """One EMA step by loops: every code moves to the rows that chose it, whatever the other modality chose at that second."""
+    config = dataclasses.replace(plain().codebook, size=3, init="uniform", dead_after=1000)
+    book = EmaCodebook(config, 3, 2).double().train()
+    codes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    for buffer in (book.embedding, book.ema_weight):
+        buffer.copy_(codes)
+    book.ema_count.fill_(1.0)
+    draw = torch.Generator().manual_seed(0)
+    x = {name: torch.randn(4, 2, 2, dtype=torch.float64, generator=draw) for name in ("audio", "video")}
+    masks: dict[str, Tensor | None] = dict.fromkeys(x)
+    rows = torch.cat([part.reshape(-1, 2) for part in x.values()])
+    nearest = torch.cdist(rows, codes).argmin(1)
+    expected = []
+    for code in range(3):
+        mine = rows[nearest == code]
+        weight = config.decay * codes[code] + (1 - config.decay) * mine.sum(0)
+        count = config.decay + (1 - config.decay) * len(mine)
+        expected.append(weight / count)
+    book.update(x, book.quantise(x, masks), masks, Draws.of_step(0, 0), Comm())
+    torch.testing.assert_close(book.embedding, torch.stack(expected))
+
+
+def test_plain_and_codebooks_are_refused_where_they_mean_nothing() -> None:
+    for call in (lambda: plain("uniform"), lambda: codebooks(3), lambda: codebooks(2, "uniform")):
+        with pytest.raises(UsageError):
+            call()
+    assert codebooks(1, "uniform") == {}
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alignment", ["fine-coarse", "uniform"])
-@pytest.mark.parametrize("profile", ["published", "corrected"])
+@pytest.mark.parametrize(
+    ("profile", "alignment"),
+    [("plain", "fine-coarse"), *product(("published", "corrected"), ("fine-coarse", "uniform"))],
+)
 def test_settings_round_trip(alignment: Any, profile: Any) -> None:
     config = with_options(profile_config(profile, alignment), {"width": 64, "specific_widths.audio": 3})
     assert from_dict(to_dict(config)) == config

@@ -55,6 +55,15 @@ def test_yaml_is_read_where_its_library_is(data: Path, tmp_path: Path) -> None:
     assert "step 5 of 5" in toc(data, "-o", tmp_path / "run", "--config", tmp_path / "small.yaml")
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_plain_with_one_codebook_and_two(count: int, data: Path, tmp_path: Path) -> None:
+    toc(data, "-o", tmp_path / "run", *SMALL, "--epochs", 1, "--profile", "plain", "--codebooks", count, "-q")
+    settings = RunFolder(tmp_path / "run").settings()["model"]
+    assert (settings["profile"], settings["readout"]) == ("plain", ("coarse", "both")[count - 1])
+    model, _ = load_model(tmp_path / "run")
+    assert len(model.codebook) == count
+
+
 def test_published_and_uniform(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "tiny.h5", words=4)
     flags = ["--profile", "published", "--alignment", "uniform", "--epochs", 1, "--json"]

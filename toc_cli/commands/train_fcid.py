@@ -19,10 +19,16 @@ def train_fcid(
         Path | None, typer.Option(metavar="FILE", help="Settings in TOML or YAML; RUN/config.toml shows all.")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="corrected (default), or published: the formulas of the published code.")
+        str | None,
+        typer.Option(
+            help="corrected (default); published: the formulas of the published code; plain: the InfoNCE terms alone."
+        ),
     ] = None,
     alignment: Annotated[
         str | None, typer.Option(help="fine-coarse (default), or uniform: the baseline that aligns all by the second.")
+    ] = None,
+    codebooks: Annotated[
+        int | None, typer.Option(metavar="1|2", help="Codebooks that are trained and read; the profile says how many.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips per process and step.")] = None,
@@ -49,10 +55,13 @@ def train_fcid(
     """
     from toc_cli.commands.output import Output
     from toc_cli.commands.training_view import summary_table, watching
+    from toc_cli.fcid.config import codebooks as settings_of_codebooks
     from toc_cli.fcid.run import train
     from toc_cli.fcid.settings import assignment, merge
 
     model = {"profile": profile, "alignment": alignment}
+    if codebooks is not None:
+        model |= settings_of_codebooks(codebooks, alignment or "fine-coarse")
     options = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision, "workers": workers,
         "checkpoint_minutes": checkpoint_minutes,

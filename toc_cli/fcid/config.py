@@ -1,4 +1,4 @@
-"""What a model is made of: frozen dataclasses, two profiles, and every deviation from the published code as a switch.
+"""What a model is made of: frozen dataclasses, three profiles, and every deviation from the published code as a switch.
 
 `corrected()` is the default; `published()` reproduces the published formulas. Any field can be set alone:
 `with_options(corrected(), {"codebook.size": 128, "cmcm": "published"})`.
@@ -14,7 +14,7 @@ from toc_cli.errors import UsageError
 from toc_cli.fcid.settings import shown_value
 from toc_cli.io.names import printable
 
-Profile = Literal["corrected", "published"]
+Profile = Literal["corrected", "published", "plain"]
 Alignment = Literal["fine-coarse", "uniform"]
 ReadOut = Literal["fine", "coarse", "both"]
 
@@ -263,16 +263,44 @@ def published(alignment: Alignment = "fine-coarse") -> ModelConfig:
     )
 
 
+def plain(alignment: Alignment = "fine-coarse") -> ModelConfig:
+    """The baseline of what FCID adds: vector quantisation with shared codebooks and the InfoNCE terms, nothing else. No mutual
+    information, no matching of codes, no reconstruction; every row moves and is drawn to its own code alone."""
+    if alignment == "uniform":
+        raise UsageError(
+            "The plain profile is what fine-coarse alignment leaves of its InfoNCE terms; uniform alignment has none.",
+            "Leave out --alignment, or use --profile corrected.",
+        )
+    none = {"fine_reconstruction": 0.0, "coarse_reconstruction": 0.0, "cmcm": 0.0, "club": 0.0, "cpc": 0.0}
+    config = corrected()
+    return dataclasses.replace(
+        config,
+        profile="plain",
+        codebook=dataclasses.replace(config.codebook, own=1.0, commitment_cross=0.0),
+        weights=dataclasses.replace(config.weights, **none),
+    )
+
+
+def codebooks(count: int, alignment: str = "fine-coarse") -> dict[str, Any]:
+    """The settings that read a model out through one codebook or two: the read-out is then not mistaken for the losses."""
+    if count not in (1, 2):
+        raise UsageError(f"--codebooks {count}: a model has one or two.", "Use 1 or 2.")
+    if alignment == "uniform":
+        if count == 2:
+            raise UsageError("Uniform alignment has one codebook, for all modalities.", "Leave out --codebooks 2.")
+        return {}
+    return {"fine_codebook": count == 2, "readout": "both" if count == 2 else "coarse"}
+
+
 _PARTS = ("codebook", "weights", "specific_widths")
+_PROFILES = {"corrected": corrected, "published": published, "plain": plain}
 
 
 def profile_config(profile: Profile, alignment: Alignment = "fine-coarse") -> ModelConfig:
     """The named profile of an alignment."""
-    if profile == "published":
-        return published(alignment)
-    if profile == "corrected":
-        return corrected(alignment)
-    raise UsageError(f"There is no profile {shown_value(profile)}.", "Use corrected or published.")
+    if profile not in _PROFILES:
+        raise UsageError(f"There is no profile {shown_value(profile)}.", f"Use {', '.join(_PROFILES)}.")
+    return _PROFILES[profile](alignment)
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
