@@ -7,7 +7,7 @@
 #
 #     EPOCHS=60 WIDTH=64 CODES=128   the model (about 8 minutes on one core; EPOCHS=5 shows the road in two)
 #     KEEP=0.25 CRITERION=xcov       the share of dimensions that stays, and how they are chosen
-#     SEEDS=3 PROBE_EPOCHS=40        probes per figure, and passes of each
+#     SEEDS=3 PROBE_EPOCHS=60        probes per figure, and passes of each
 #     TOC="python -m toc_cli"        the program, where `toc` is not on the path
 #
 # The folder then holds: avdigits.h5 (the data), run/ (model.safetensors, config.toml, log.jsonl), features of both
@@ -41,7 +41,7 @@ done
     --artefact "$folder/fine.toc.safetensors" --artefact "$folder/coarse.toc.safetensors" \
     --task label_clip --task label_attribute --task label_second=avvp_train:val:avvp_test \
     --task label_second=ave_train:val:ave_test --transfer avvp_test \
-    --seeds "${SEEDS:-3}" --probe-epochs "${PROBE_EPOCHS:-40}" -o "$folder/evaluation.toc.json"
+    --seeds "${SEEDS:-3}" --probe-epochs "${PROBE_EPOCHS:-60}" -o "$folder/evaluation.toc.json"
 
 "${toc[@]}" report "$folder/evaluation.toc.json" "$folder/fine.toc.json" "$folder/coarse.toc.json" \
     --format "html:$folder/report.html"

@@ -17,7 +17,8 @@ from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.data import open_split
 from toc_cli.fcid.evaluation import EvaluateOptions, evaluate
 from toc_cli.fcid.evaluation.generation import seconds_of
-from toc_cli.fcid.probes import Labelled, ProbeConfig, accuracy, fit_clip_probe, predict_clips
+from toc_cli.fcid.probe_fit import fit_clip_probe
+from toc_cli.fcid.probes import Labelled, ProbeConfig, accuracy, predict_clips
 from toc_cli.fcid.run_folder import load_model
 from toc_cli.report import schema
 from toc_cli.report.strips import frames
@@ -71,9 +72,17 @@ def test_every_part_is_there_and_the_record_holds(record: dict[str, Any]) -> Non
 
 
 def test_means_and_differences(record: dict[str, Any]) -> None:
-    mean = rows(record, "classification", **{"from": None})[0]["results"]
-    pairs = [row["results"]["full"]["value"] for row in rows(record, "classification") if row["from"] != row["to"]]
-    assert mean["full"]["value"] == pytest.approx(np.mean(pairs))
+    """A mean is of the pairs that read the same levels, and says which they are."""
+    means = rows(record, "classification", **{"from": None})
+    each = {(row["from"], row["to"]): row for row in rows(record, "classification") if row["from"] != row["to"]}
+    assert len(means) == len({tuple(row["levels"]) for row in each.values() if row["from"]})
+    for row in means:
+        of = [each[tuple(pair)] for pair in row["pairs"]]
+        assert {tuple(one["levels"]) for one in of} == {tuple(row["levels"])}
+        assert row["results"]["full"]["value"] == pytest.approx(
+            np.mean([one["results"]["full"]["value"] for one in of])
+        )
+    mean = means[0]["results"]
     assert mean["toc 0.5 slice"]["delta"] == pytest.approx(mean["toc 0.5 slice"]["value"] - mean["full"]["value"])
 
 
@@ -98,12 +107,14 @@ def test_classification_is_the_probe_on_the_models_own_read_out(run: Path, data:
             x = model.read_out(model.encode(modality, batch.x[modality]))
         return Labelled(x, torch.ones(x.shape[:2], dtype=torch.bool), torch.from_numpy(opened.label("label_clip")))
 
+    row = rows(record, "classification", **{"from": "audio", "to": "video"})[0]
+    assert row["probe"]["width"] == 128
     found = []
     for seed in range(2):
-        probe = fit_clip_probe(codes("a_train", "audio"), codes("val", "audio"), 3, ProbeConfig(epochs=8, seed=seed))
+        config = ProbeConfig(epochs=8, seed=seed, lr=row["probe"]["lr"], width=row["probe"]["width"])
+        probe = fit_clip_probe(codes("a_train", "audio"), codes("val", "audio"), 3, config)
         test = codes("a_test", "video")
         found.append(accuracy(predict_clips(probe, test), test.y))
-    row = rows(record, "classification", **{"from": "audio", "to": "video"})[0]
     assert row["levels"] == ["fine", "coarse"]
     assert row["results"]["full"]["seeds"] == pytest.approx(found, abs=1.01 / COUNTS["a_test"])  # one clip of rounding
 
@@ -112,7 +123,7 @@ def test_all_dimensions_do_not_depend_on_what_is_cut_beside_them(run: Path, data
     alone = evaluate(run, data, EvaluateOptions(keep=(), tasks=("label_clip",), **SMALL))
     for part in ("classification", "retrieval", "generation"):
         for row in rows(alone, part):
-            where = {key: row[key] for key in ("from", "to", "vectors") if key in row}
+            where = {key: row[key] for key in ("from", "to", "vectors", "levels") if key in row}
             found = rows(record, part, **where)[0]["results"]["full"]
             assert {key: found[key] for key in row["results"]["full"]} == row["results"]["full"]
 

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toc_cli.errors import UsageError
+from toc_cli.fcid.probe_fit import fit_clip_probe, fit_probes, fit_second_probe
 from toc_cli.fcid.probes import (
     Labelled,
+    NeuralProbe,
     ProbeConfig,
     accuracy,
     best_thresholds,
-    fit_clip_probe,
-    fit_second_probe,
     one_hot_seconds,
     predict_clips,
     predict_seconds,
@@ -131,3 +131,57 @@ def test_of_equal_epochs_the_better_trained_is_kept() -> None:
     assert [accuracy(predict_clips(probe, val), val.y) for probe in probes] == [1, 1]
     early, late = (torch.nn.functional.cross_entropy(probe(val.x, val.mask), val.y).item() for probe in probes)
     assert late < early / 2
+
+
+def alone(train: Labelled, val: Labelled, classes: int, config: ProbeConfig, per_second: bool) -> NeuralProbe:
+    """One probe by the plain loop: a clip or a second at a time where that says it best."""
+    probe = NeuralProbe(
+        train.x.shape[-1], classes, per_second=per_second, seed=config.seed, width=config.width
+    ).double()
+    probe.standardise_(train)
+    adam = torch.optim.Adam(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def loss(part: Labelled) -> torch.Tensor:
+        logits = probe(part.x, part.mask)
+        if not per_second:
+            return torch.nn.functional.cross_entropy(logits, part.y)
+        valid = part.mask[..., None] & (part.y >= 0)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[valid], part.y[valid].double())
+
+    best, kept = (-1.0, -float("inf")), {}
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(train.x), generator=generator).split(config.batch_size):
+            adam.zero_grad()
+            loss(Labelled(train.x[rows], train.mask[rows], train.y[rows])).backward()
+            adam.step()
+        with torch.no_grad():
+            if per_second:
+                p = torch.sigmoid(probe(val.x, val.mask))
+                probe.threshold = best_thresholds(p[val.mask], val.y[val.mask])
+                score = segment_f1(p > probe.threshold, val.y, val.mask)
+            else:
+                score = accuracy(predict_clips(probe, val), val.y)
+            value = (score, -float(loss(val)))
+        if value > best:
+            best, kept = value, {name: tensor.clone() for name, tensor in probe.state_dict().items()}
+    probe.load_state_dict(kept)
+    return probe
+
+
+@pytest.mark.parametrize("per_second", [False, True])
+def test_a_batch_of_probes_is_each_of_them_alone(per_second: bool) -> None:
+    """Several seeds and read-outs of two widths, some of them narrower views of others."""
+    train, val = (labelled(seed, per_second=per_second) for seed in range(2))
+    parts = []
+    for width in (train.x.shape[-1], train.x.shape[-1], 2):
+        parts.append(
+            tuple(Labelled(part.x[..., :width].double() * (1 + len(parts)), part.mask, part.y) for part in (train, val))
+        )
+    configs = [ProbeConfig(epochs=6, lr=3e-3, seed=seed, width=11, batch_size=32) for seed in (0, 1, 2)]
+    classes = train.y.shape[-1] if per_second else 3
+    together = fit_probes(parts, classes, configs, per_second=per_second)
+    for one, (own, held), config in zip(together, parts, configs, strict=True):
+        single = alone(own, held, classes, config, per_second)
+        torch.testing.assert_close(one(held.x, held.mask), single(held.x, held.mask), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(one.threshold, single.threshold, rtol=1e-6, atol=1e-9, check_dtype=False)

@@ -60,7 +60,8 @@ def evaluate(
         str, typer.Option(help="What counts as found: the same clip, caption, or a LABEL of clips; auto.")
     ] = "auto",
     seeds: Annotated[int, typer.Option(help="Probes per figure, each with its own seed.")] = 3,
-    probe_epochs: Annotated[int, typer.Option(help="Passes of a probe over its training clips.")] = 40,
+    probe_width: Annotated[int, typer.Option(help="Between a probe's two layers, where no read-out is wider.")] = 128,
+    probe_epochs: Annotated[int, typer.Option(help="Passes of a probe over its training clips.")] = 60,
     save_features: Annotated[
         Path | None,
         typer.Option(
@@ -108,7 +109,7 @@ def evaluate(
         keep=() if keep == "none" else listed(keep), criteria=listed(criterion), weights=parse_weights(weights),
         tasks=tuple(task or ()), transfer=tuple(transfer or ()), modalities=tuple(modality or ()),
         parts=tuple(part or PARTS), scoring_split=scoring_split, retrieval_splits=tuple(retrieval_split or ()),
-        relevance=relevance, probe_seeds=seeds, probe_epochs=probe_epochs, seed=seed, device=device,
+        relevance=relevance, probe_seeds=seeds, probe_epochs=probe_epochs, probe_width=probe_width, seed=seed, device=device,
     )  # fmt: skip
     if output is None:
         output = numbered(run)

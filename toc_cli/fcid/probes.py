@@ -1,20 +1,17 @@
 """Linear probes on codes: what a frozen code tells about a clip or a second, across modalities.
 
-Clip probe:   linear (F, F), maximum over time, linear (F, classes); cross-entropy.
-Second probe: linear (F, F), linear (F, classes) at every second; yes or no for each class (binary cross-entropy).
+Clip probe:   linear (F, W), maximum over time, linear (W, classes); cross-entropy.
+Second probe: linear (F, W), linear (W, classes) at every second; yes or no for each class (binary cross-entropy).
 
-Both keep the epoch that does best on validation clips, which also set the thresholds; test clips are never seen here.
-Features are standardised by the training clips. Shapes: N clips, T seconds, F code dimensions, C classes.
+W is one for all read-outs that are compared, so that a narrow one is not probed with less. Features are standardised by the
+training clips. `probe_fit` trains them. Shapes: N clips, T seconds, F code dimensions, C classes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toc_cli.errors import UsageError
@@ -24,11 +21,13 @@ from toc_cli.errors import UsageError
 class ProbeConfig:
     """How a probe is trained; the defaults are those of every figure in the tables."""
 
-    epochs: int = 40
+    epochs: int = 60
     batch_size: int = 64  # clips
-    lr: float = 1e-3
+    lr: float = 1e-2
     weight_decay: float = 1e-4
     seed: int = 0
+    width: int = 0
+    """W, between the two layers; 0: F."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,18 @@ class Labelled:
 
 
 class NeuralProbe(nn.Module):
-    """Standardise, linear (F, F), [maximum over the valid seconds,] linear (F, classes)."""
+    """Standardise, linear (F, W), [maximum over the valid seconds,] linear (W, classes)."""
 
     mean: Tensor
     spread: Tensor
     threshold: Tensor
 
-    def __init__(self, features: int, classes: int, *, per_second: bool, seed: int) -> None:
+    def __init__(self, features: int, classes: int, *, per_second: bool, seed: int, width: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.per_second = per_second
-        self.mix = _linear(features, features, generator)
-        self.head = _linear(features, classes, generator)
+        self.mix = _linear(features, width or features, generator)
+        self.head = _linear(width or features, classes, generator)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
         self.register_buffer("threshold", torch.full((classes,), 0.5))  # of the second probe's probabilities
@@ -88,72 +87,6 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
         layer.weight.uniform_(-bound, bound, generator=generator)
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
-
-
-def fit_clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeConfig) -> NeuralProbe:
-    """The clip probe of the epoch with the highest validation accuracy."""
-    train, val = _labelled(train), _labelled(val)
-    probe = NeuralProbe(train.x.shape[-1], classes, per_second=False, seed=config.seed)
-
-    def loss(part: Labelled) -> Tensor:
-        return F.cross_entropy(probe(part.x, part.mask), part.y)
-
-    return _fit(probe, train, val, loss, lambda: accuracy(predict_clips(probe, val), val.y), config)
-
-
-def fit_second_probe(train: Labelled, val: Labelled, config: ProbeConfig) -> NeuralProbe:
-    """The second probe of the epoch with the highest validation F1, with the thresholds that reach it."""
-    probe = NeuralProbe(train.x.shape[-1], train.y.shape[-1], per_second=True, seed=config.seed)
-
-    def loss(part: Labelled) -> Tensor:
-        valid = part.mask[..., None] & (part.y >= 0)
-        logits = probe(part.x, part.mask)
-        return F.binary_cross_entropy_with_logits(logits[valid], part.y[valid].to(logits.dtype))
-
-    def score() -> float:
-        probabilities = torch.sigmoid(probe(val.x, val.mask))
-        probe.threshold = best_thresholds(probabilities[val.mask], val.y[val.mask])
-        return segment_f1(probabilities > probe.threshold, val.y, val.mask)
-
-    return _fit(probe, train, val, loss, score, config)
-
-
-def _labelled(data: Labelled) -> Labelled:
-    """The clips that have a label."""
-    keep = data.y >= 0
-    if not keep.any():
-        raise UsageError("A probe was given no labelled clip.")
-    return Labelled(data.x[keep], data.mask[keep], data.y[keep])
-
-
-def _fit(
-    probe: NeuralProbe,
-    train: Labelled,
-    val: Labelled,
-    loss: Callable[[Labelled], Tensor],
-    score: Callable[[], float],
-    config: ProbeConfig,
-) -> NeuralProbe:
-    """Adam for `config.epochs`, keeping the state with the best `score`; of equals the one with the lower loss on `val`.
-
-    A few validation clips tie often, and the first of equals is the least trained.
-    """
-    probe.standardise_(train)
-    optimiser = torch.optim.Adam(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    generator = torch.Generator().manual_seed(config.seed)
-    best, best_state = (-math.inf, -math.inf), {}
-    for _ in range(config.epochs):
-        for rows in torch.randperm(len(train.x), generator=generator).split(config.batch_size):
-            optimiser.zero_grad()
-            loss(Labelled(train.x[rows], train.mask[rows], train.y[rows])).backward()
-            optimiser.step()
-        with torch.no_grad():
-            value = (score(), -float(loss(val)))
-        if value > best:
-            best = value
-            best_state = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
-    probe.load_state_dict(best_state)
-    return probe.eval()
 
 
 @torch.no_grad()

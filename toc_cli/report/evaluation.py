@@ -73,8 +73,9 @@ def _probed(title: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -
     for task, train, test in places:
         own = [row for row in rows if (row["task"], row["train"], row["test"]) == (task, train, test)]
         pairs = [row for row in own if row["from"] is not None and (row["from"] != row["to"] or len(own) == 1)]
-        last = next((row for row in own if row["from"] is None), pairs[0] if pairs else own[0])
-        columns = [*pairs, *([last] if last["from"] is None else [])]
+        means = [row for row in own if row["from"] is None]
+        last = [*means, *pairs, *own][0]
+        columns = [*pairs, *means]
         head = ("", *(pair(row) for row in columns), "difference to all")
         lines = []
         for id in ids:
@@ -87,6 +88,9 @@ def _probed(title: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -
             f"{METRICS[last['metric']]}; probes trained on {shown(train)}, tested on {last['clips']:,} clips of "
             f"{shown(test)}; mean over {plural(len(last['results'][FULL]['seeds']), 'seed')}.{guess}"
         )
+        for row in means:
+            if len(row.get("pairs", ())) > 2:
+                text += f" {pair(row).capitalize()}: {', '.join(_arrow(*one) for one in row['pairs'])}."
         yield Sheet(f"{title}: {shown(task)}", text, head, tuple(lines))
 
 
@@ -132,9 +136,17 @@ def _generated(rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterato
 
 
 def pair(row: Mapping[str, Any]) -> str:
-    if row["from"] is None:
-        return "mean of the pairs"
-    return f"{shown(row['from'], 24)} → {shown(row['to'], 24)}"
+    """The pair of modalities of a row, or of which ones it is the mean."""
+    if row["from"] is not None:
+        return _arrow(row["from"], row["to"])
+    found = [tuple(one) for one in row.get("pairs", ())]
+    if len(found) == 2 and found[0] == found[1][::-1]:
+        return f"mean of {shown(found[0][0], 24)} ↔ {shown(found[0][1], 24)}"
+    return f"mean of {len(found)} pairs" if found else "mean of the pairs"
+
+
+def _arrow(a: str, b: str) -> str:
+    return f"{shown(a, 24)} → {shown(b, 24)}"
 
 
 def _variant(id: str) -> str:
@@ -204,7 +216,7 @@ def _means(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             last = next((row for row in own if row["from"] is None), own[0])
             known = [row["chance"] for row in own if row["from"] is not None and row["chance"] is not None]
             title = f"{shown(task, 20)}, {shown(test, 16)}" + (" (transfer)" if part == "transfer" else "")
-            means.append((title, {**last, "chance": max(known, default=None)}))
+            means.append((f"{title}: {pair(last)}", {**last, "chance": max(known, default=None)}))
     return means[:MOST_TASKS]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class Evaluation:
         self.reader = CodeReader(self.source)
         self.artefacts = artefacts
         self.variants = self._variants(artefacts)
-        self.configs = [ProbeConfig(epochs=options.probe_epochs, seed=seed) for seed in range(options.probe_seeds)]
+        one = ProbeConfig(epochs=options.probe_epochs, width=options.probe_width)
+        self.configs = [replace(one, seed=seed) for seed in range(options.probe_seeds)]
 
     def run(self) -> dict[str, Any]:
         """The `evaluation` of the record."""

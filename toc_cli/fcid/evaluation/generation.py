@@ -21,7 +21,16 @@ from toc_cli.fcid.batch import Batch
 from toc_cli.fcid.data import Split
 from toc_cli.fcid.evaluation.figures import Figure, Ratio, share, summary
 from toc_cli.fcid.evaluation.forms import FULL, Variant
-from toc_cli.fcid.evaluation.probing import aligned, clip_sums, figure, fit, fits, metric, train_and_val
+from toc_cli.fcid.evaluation.probing import (
+    aligned,
+    as_wide,
+    clip_sums,
+    figure,
+    fit,
+    fits,
+    metric,
+    train_and_val,
+)
 from toc_cli.fcid.evaluation.reader import CodeReader
 from toc_cli.fcid.evaluation.sources import BATCH, TrainedModel
 from toc_cli.fcid.evaluation.tasks import Trial
@@ -152,7 +161,7 @@ class Generation:
     def probes(self, trial: Trial, b: str) -> list[NeuralProbe]:
         """Probes of real clips, one per seed."""
         train, val = train_and_val(trial, lambda split: self.real(trial, split, b))
-        return [fit(trial.task, train, val, config) for config in self.configs]
+        return fit(trial.task, [(train, val)] * len(self.configs), as_wide(self.configs, train.x.shape[-1]))
 
     def asked(self, trial: Trial, split: Split, modality: str) -> bool:
         """Whether a split labels the clips, or the seconds, of a decoded modality."""

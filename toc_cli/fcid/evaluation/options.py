@@ -43,7 +43,9 @@ class EvaluateOptions:
     """`clip`: the same clip alone is right; `caption`: every clip with the same caption; auto: captions where there
     are some; else a label of clips: every clip with the same label."""
     probe_seeds: int = 3
-    probe_epochs: int = 40
+    probe_epochs: int = 60
+    probe_width: int = 128
+    """Between the two layers of every probe, where no read-out is wider."""
     seed: int = 0
     """Of resampling and random selections."""
     device: str = "auto"
@@ -51,7 +53,9 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         _known("--criterion", self.criteria, tuple(CRITERIA))
         _known("--part", self.parts, PARTS)
-        for flag, value in (("--seeds", self.probe_seeds), ("--probe-epochs", self.probe_epochs)):
+        for flag, value in (
+            ("--seeds", self.probe_seeds), ("--probe-epochs", self.probe_epochs), ("--probe-width", self.probe_width),
+        ):  # fmt: skip
             if value < 1:
                 raise UsageError(f"{flag} {value} trains no probe.", "Use 1 or more.")
         if "auto" in self.keep:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,8 @@ from toc_cli.fcid.evaluation.forms import FULL, Form, Variant
 from toc_cli.fcid.evaluation.reader import CodeReader
 from toc_cli.fcid.evaluation.sources import shared_levels
 from toc_cli.fcid.evaluation.tasks import Task, Trial, held_out
-from toc_cli.fcid.probes import (
-    Labelled,
-    NeuralProbe,
-    ProbeConfig,
-    fit_clip_probe,
-    fit_second_probe,
-    predict_clips,
-    predict_seconds,
-)
+from toc_cli.fcid.probe_fit import fit_probes
+from toc_cli.fcid.probes import Labelled, NeuralProbe, ProbeConfig, predict_clips, predict_seconds
 from toc_cli.io.names import printable
 
 Levels = tuple[str, ...]
@@ -129,11 +121,9 @@ def train_and_val(trial: Trial, data: Callable[[Split], Labelled]) -> tuple[Labe
     return rows_of(train, rows[first]), rows_of(train, rows[second])
 
 
-def fit(task: Task, train: Labelled, val: Labelled, config: ProbeConfig) -> NeuralProbe:
-    """The probe of a task."""
-    if task.kind == "clip":
-        return fit_clip_probe(train, val, task.classes, config)
-    return fit_second_probe(train, val, config)
+def fit(task: Task, parts: Sequence[tuple[Labelled, Labelled]], configs: Sequence[ProbeConfig]) -> list[NeuralProbe]:
+    """The probes of a task: one for each (training, validation) and its config, trained as one batch."""
+    return fit_probes(parts, task.classes, configs, per_second=task.kind != "clip")
 
 
 def clip_sums(task: Task, probe: NeuralProbe, data: Labelled) -> np.ndarray:
@@ -158,37 +148,46 @@ def metric(task: Task) -> str:
     return "accuracy" if task.kind == "clip" else "f1"
 
 
+def as_wide(configs: Sequence[ProbeConfig], features: int) -> list[ProbeConfig]:
+    """The configs with the width of all probes that are compared: what was asked, or that of the widest read-out (F)."""
+    return [replace(config, width=max(config.width, features)) for config in configs]
+
+
 def run_course(
     reader: CodeReader,
     course: Course,
     variants: Sequence[Variant],
     configs: Sequence[ProbeConfig],
     advance: Callable[[int], None],
-) -> dict[Target, dict[str, Figure]]:
-    """Train the probes of a course under every variant and seed; figures per target and variant."""
+) -> tuple[int, dict[Target, dict[str, Figure]]]:
+    """Train the probes of a course under every variant and seed; their common width, and figures per target and variant."""
     task = course.trial.task
-    found: dict[Target, dict[str, Figure]] = {target: {} for target in course.targets}
-    for variant in variants:
-        sums: dict[Target, list[np.ndarray]] = {target: [] for target in course.targets}
-        drawn: Mapping[str, Form] | None = None
-        for number, config in enumerate(configs):
-            if drawn is not variant.draw(number):
-                forms = drawn = variant.draw(number)
-                train, val = train_and_val(
-                    course.trial,
-                    partial(labelled, reader, task, modality=course.modality, levels=course.levels, forms=forms),
-                )
-                tests = {
-                    (trial, b): labelled(reader, task, trial.test, b, course.levels, forms)
-                    for trial, b in course.targets
-                }
-            probe = fit(task, train, val, config)
-            for target, data in tests.items():
-                sums[target].append(clip_sums(task, probe, data))
-            advance(1)
-        for target in course.targets:
-            found[target][variant.id] = figure(task, sums[target])
-    return found
+
+    def read(split: Split, modality: str, variant: Variant, number: int) -> Labelled:
+        return labelled(reader, task, split, modality, course.levels, variant.draw(number))
+
+    parts = {
+        (variant.id, number): train_and_val(course.trial, lambda split: read(split, course.modality, variant, number))  # noqa: B023
+        for variant in variants
+        for number in range(min(len(variant.draws), len(configs)))
+    }
+    configs = as_wide(configs, parts[FULL, 0][0].x.shape[-1])
+    asked = [(variant, number) for variant in variants for number in range(len(configs))]
+    trained = fit(
+        task,
+        [parts[variant.id, number % len(variant.draws)] for variant, number in asked],
+        [configs[number] for _, number in asked],
+    )
+    advance(len(asked))
+    probes = {(variant.id, number): one for (variant, number), one in zip(asked, trained, strict=True)}
+    figures: dict[Target, dict[str, Figure]] = {target: {} for target in course.targets}
+    for trial, b in course.targets:
+        for variant in variants:
+            tests = [read(trial.test, b, variant, number) for number in range(min(len(variant.draws), len(configs)))]
+            own = [probes[variant.id, number] for number in range(len(configs))]
+            sums = [clip_sums(task, probe, tests[number % len(tests)]) for number, probe in enumerate(own)]
+            figures[trial, b][variant.id] = figure(task, sums)
+    return configs[0].width, figures
 
 
 def entries(
@@ -199,21 +198,33 @@ def entries(
     seed: int,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """The record's rows: one per trial and pair of modalities, and the mean over the pairs that differ."""
+    """The record's rows: one per trial and pair of modalities, and a mean over the pairs of different ones that read the same levels:
+    a mean over all would hide those that share the seconds behind those that share the clip alone."""
     pairs: dict[Trial, dict[tuple[str, str], tuple[Levels, dict[str, Figure]]]] = defaultdict(dict)
+    trained: dict[tuple[Trial, str, str], dict[str, Any]] = {}
     for course in plan:
-        for (trial, b), figures in run_course(reader, course, variants, configs, advance).items():
+        width, of_targets = run_course(reader, course, variants, configs, advance)
+        for (trial, b), figures in of_targets.items():
             pairs[trial][course.modality, b] = (course.levels, figures)
+            trained[trial, course.modality, b] = {"width": width, "lr": configs[0].lr, "epochs": configs[0].epochs}
     found = []
     for trial, own in pairs.items():
         found += [
-            entry(trial, a, b, levels, figures, len(trial.test), seed) | {"chance": chance(trial, b)}
+            entry(trial, a, b, levels, figures, len(trial.test), seed)
+            | {"chance": chance(trial, b), "probe": trained[trial, a, b]}
             for (a, b), (levels, figures) in own.items()
         ]
-        crossed = [figures for (a, b), (_, figures) in own.items() if a != b]
-        if len(crossed) > 1:
-            means = {id: Mean([figures[id] for figures in crossed]) for id in crossed[0]}
-            found.append(entry(trial, None, None, (), means, len(trial.test), seed) | {"chance": None})
+        alike: dict[Levels, dict[tuple[str, str], dict[str, Figure]]] = defaultdict(dict)
+        for (a, b), (levels, figures) in own.items():
+            if a != b:
+                alike[levels][a, b] = figures
+        for levels, crossed in alike.items():
+            if len(crossed) > 1:
+                means = {
+                    variant.id: Mean([figures[variant.id] for figures in crossed.values()]) for variant in variants
+                }
+                mean = entry(trial, None, None, levels, means, len(trial.test), seed)
+                found.append(mean | {"chance": None, "pairs": [list(pair) for pair in crossed]})
     return found
 
 
