@@ -22,6 +22,7 @@ BOUND = 0.01
 HERE = Path(__file__).parent
 CHECKPOINT = HERE / "digits_vq.safetensors"
 FEATURES = HERE / "digits_features.h5"
+AVDIGITS = HERE / "avdigits.h5"  # of examples/avdigits/build.py
 
 
 COMMANDS = (
