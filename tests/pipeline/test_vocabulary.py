@@ -149,6 +149,7 @@ def test_tables_inside_the_checkpoint_go_with_its_sliced_form(tmp_path: Path) ->
         (("--codes", "used", "--vocab", "quantize.embedding.weight"), 2, "Add --emit sliced"),
         (("--codes", "used", "--vocab", "lm.safetensors:e", "--vocab", "x"), 2, "several files"),
         (("--codes", "used", "--vocab", "lm.safetensors:e", "--vocab", "lm.safetensors:e@3"), 2, "overlap"),
+        (("--codes", "used", "--vocab", "named:e"), 2, "a vocabulary_map of its own"),
         (("--codes", "used", "--emit", "consumer"), 2, "leaves every token as it was"),
         (("--codes", "1"), 2, "leaves one code"),
     ],
@@ -156,6 +157,9 @@ def test_tables_inside_the_checkpoint_go_with_its_sliced_form(tmp_path: Path) ->
 def test_what_cannot_be_is_refused(flags: tuple[str, ...], code: int, sentence: str, tmp_path: Path) -> None:
     tables(tmp_path)
     save_file({"e": torch.zeros(TEXT + CODES, 4), "ids": torch.arange(40)}, tmp_path / "lm.safetensors")
+    (tmp_path / "named").mkdir()
+    save_file({"e": torch.zeros(TEXT + CODES, 4)}, tmp_path / "named" / "model.safetensors")
+    (tmp_path / "named" / "config.json").write_text('{"model_type": "chameleon", "vocabulary_map": {"IMGIMGAZ": 7}}')
     given = ("optimize", "vq.safetensors", "--features", "x.npy", "--assume", "--metric", "euclidean")
     done = toc(*given, *flags, cwd=tmp_path)
     assert (done.code, sentence in done.err) == (code, True), done.err

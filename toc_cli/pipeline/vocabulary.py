@@ -136,6 +136,12 @@ def open_vocabulary(ckpt: Checkpoint, sources: Sequence[Source], texts: Sequence
     inside = file is None or (ckpt.path.exists() and file.samefile(ckpt.path))
     assert inside or file is not None
     model = ckpt if inside or file is None else open_checkpoint(file)
+    if _names_its_codes(model.config):
+        raise UsageError(
+            f"--vocab: {printable(model.path.name)} gives its codes ids by a vocabulary_map of its own (as Chameleon does), not one"
+            " after another.",
+            "Leave --vocab out; toc remap rewrites tokens.",
+        )
     for each in rows:
         info = model.require(each.key)
         if not info.is_floating or not info.shape:
@@ -157,6 +163,11 @@ def open_vocabulary(ckpt: Checkpoint, sources: Sequence[Source], texts: Sequence
             "Give the weights alone.",
         )
     return Vocabulary(model, rows, inside)
+
+
+def _names_its_codes(config: object) -> bool:
+    """Whether a config, or one inside it, maps codes to tokens by name."""
+    return isinstance(config, dict) and ("vocabulary_map" in config or any(map(_names_its_codes, config.values())))
 
 
 def vocab_warnings(vocabulary: Vocabulary, source: Source) -> list[dict[str, Any]]:
