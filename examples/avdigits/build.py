@@ -8,8 +8,8 @@ told. Sound starts and ends a second off now and then, in the two-event splits m
 
 Splits: `train` (no labels), `val` (one event: all choices), `ave_train`, `ave_test` (one event), `avvp_train`, `avvp_val`, `avvp_test`
 (two events), and `other_test` (one event; a second domain: other writers, other accents, twice the noise). Train, validation and test
-share neither a digit's image nor a voice. scikit-learn's images are the part of the UCI set that thirteen writers gave, one after
-another in the file, so the last 397 images are writers that the others are not (but for the one at the border).
+share neither a digit's image nor a voice. scikit-learn's images are the part of the UCI set that thirteen writers gave; taking their
+order in the file for that of the writers, the last 397 images are mostly other writers' (the file does not name them).
 
 The same arrays on every run under one version of espeak-ng; the file names the versions that made it, and the sources.
 Layout: `toc_cli/fcid/data.py`; also `image` and `voice` (N, 2) of each event, and `frames` and `waveform` of the first clips.
