@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toc_cli.fcid.comm import Comm
-from toc_cli.fcid.losses.club import club, club_over_features, loglikelihood, other_clips
+from toc_cli.fcid.losses.club import GuessNet, club, club_over_features, loglikelihood, other_clips
 from toc_cli.fcid.losses.cmcm import code_scores, published_cmcm, symmetric_cmcm
 from toc_cli.fcid.losses.commitment import commitment
-from toc_cli.fcid.losses.cpc import cpc
+from toc_cli.fcid.losses.cpc import cpc, cpc_accuracy
 from toc_cli.fcid.losses.infonce import clip_numbers, infonce
 from toc_cli.fcid.losses.reconstruction import reconstruction
 
@@ -240,3 +240,23 @@ def test_cpc(seed: int, b: int, t: int, steps: int) -> None:
                         values.append(scores[n] - math.log(sum(math.exp(v) for v in scores.values())))
             total -= (0.1 if i == j else 1.0) * sum(values) / max(len(values), 1)
     same(cpc(x, predictions, torch.tensor(anchors), list(seconds)), total)
+
+
+def test_cpc_accuracy_counts_the_clips_that_know_their_own_last_step() -> None:
+    x = torch.zeros(3, 4, 3)
+    x[:, 3] = torch.eye(3)
+    predictions = torch.zeros(3, 4, 2, 3)
+    predictions[:, 1, 1] = torch.eye(3)[[0, 2, 1]]
+    assert float(cpc_accuracy(x, predictions, 1)) == pytest.approx(1 / 3)
+
+
+def test_cpc_counts_the_missing_of_either_side() -> None:
+    x, predictions = [rand(0, 4, 3, 2)], [rand(1, 4, 3, 1, 2)]
+    some = [torch.tensor([[1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 1, 1]]).bool()]
+    fewer = [side[[0, 1, 3]] for side in (x[0], predictions[0])]
+    same(cpc(x, predictions, torch.tensor([0]), some), float(cpc(fewer[:1], fewer[1:], torch.tensor([0]), [None])))
+
+
+def test_a_guessing_net_is_half_as_wide_inside() -> None:
+    net = GuessNet(5, 7, 12)
+    assert [layer.weight.shape for layer in (net.mu[0], net.logvar[6])] == [(6, 5), (7, 6)]

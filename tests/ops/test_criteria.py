@@ -273,3 +273,15 @@ def test_resampled_rows_are_ranked_too(name):
     assert all(sorted(order(each)) == list(range(5)) for each in found)
     times = np.random.default_rng(1).multinomial(3, np.full(3, 1 / 3), size=5)[0]
     assert len(total(rows.redrawn(about, 5, 1)[0].streams[0], rows.merge_rows).x) == 30 * times.sum() == 90
+
+
+@pytest.mark.parametrize("dot", [False, True])
+@pytest.mark.parametrize("most", [4, 40])
+def test_the_cost_of_a_dimension_is_its_part_of_the_distance(dot, most):
+    x, codes, tokens = case(0, count=40)
+    found = rows.contest(known("agreement", x, codes, tokens, metric="dot" if dot else "euclidean"), 60, most)
+    taken = np.tile(np.arange(40), (60, 1)) if found.candidates is None else found.candidates.numpy()
+    for d in range(5):
+        own = x[:, d, None]
+        expected = -own * codes[taken, d] if dot else (own - codes[taken, d]) ** 2
+        np.testing.assert_allclose(found.cost(d).expand(60, most).numpy(), expected, rtol=1e-6)

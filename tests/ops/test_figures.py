@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toc_cli.ops.figures import HEAT_CODES, MAP_CODES, POINTS, even, figures
+from toc_cli.ops.figures import HEAT_CODES, MAP_CODES, POINTS, _clustered, even, figures, pca_map
 
 
 def book(codes: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -123,3 +123,13 @@ def test_even_keeps_the_ends(count: int, most: int) -> None:
     if count:
         assert chosen[0] == order[0]
         assert chosen[-1] == order[-1]
+
+
+def test_of_three_codes_the_two_that_are_near_stand_together() -> None:
+    order = _clustered(np.array([[1.0, 0.0], [0.0, 1.0], [0.96, 0.28]])).tolist()
+    assert abs(order.index(0) - order.index(2)) == 1
+
+
+def test_a_map_of_one_axis_lies_on_it_and_equal_codes_share_nothing() -> None:
+    centred, values, axes = np.zeros((3, 1)), np.zeros(1), np.ones((1, 1))
+    assert pca_map(centred, values, axes) == {"codes": 3, "x": [0.0] * 3, "y": [0.0] * 3, "share": [0.0]}

@@ -186,3 +186,16 @@ def test_jaccard():
     a = torch.tensor([[[0, 1], [2, 3]]])
     b = torch.tensor([[[0, 2], [2, 3]]])
     assert stability.jaccard(a, b) == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_codes_at_the_origin_span_nothing():
+    assert geometry.effective_rank(np.zeros((3, 2))) == 0
+    assert geometry.usage_rank(np.zeros((3, 2)), np.ones(3)) == 0
+
+
+def test_usage_may_be_shares():
+    codes = np.array([[0.0, 0.0], [2.0, 0.0]])
+    np.testing.assert_allclose(rotation.usage_covariance(codes, np.array([0.5, 0.5])), [[1, 0], [0, 0]])
+    np.testing.assert_allclose(rotation.usage_covariance(codes, np.array([0.0, 1.0])), np.zeros((2, 2)))
+    with pytest.raises(InputError, match="needs usage"):
+        rotation.usage_covariance(codes, np.zeros(2))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from toc_cli.errors import InputError
@@ -313,3 +314,43 @@ def test_a_cosine_distortion_is_twice_one_minus_the_cosine_summed_over_heads():
             slow += float(2 - 2 * (z @ masked) / (z.norm() * masked.norm()))
     found = metrics.block_sums(quant, quant.lookup(x), tokens, full.target(x))
     assert found.error.sum() == pytest.approx(slow)
+
+
+def test_samples_of_one_name_are_drawn_alike_and_each_draw_is_whole():
+    drawn = bootstrap.resample_together([("pair", 4), ("alone", 3), ("pair", 4)], 5, 40)
+    assert drawn.shape == (40, 11)
+    assert (drawn[:, :4] == drawn[:, 7:]).all()
+    assert (drawn[:, :4].sum(axis=1) == 4).all()
+    assert (drawn[:, 4:7].sum(axis=1) == 3).all()
+    assert (drawn > 0).any(axis=0).all()
+
+
+def test_few_blocks_widen_the_tails_by_student_and_by_the_lost_degree_of_freedom():
+    values = np.linspace(0, 1, 100_001)
+    for blocks in (2, 5, 30):
+        tail = stats.norm.cdf(np.sqrt(blocks / (blocks - 1)) * stats.t(blocks - 1).ppf(0.025))
+        assert bootstrap.interval(values, blocks=blocks) == pytest.approx((tail, 1 - tail), abs=1e-9)
+
+
+def test_entropy_of_shares_and_of_nothing():
+    assert usage.entropy(np.array([0.5, 0.5])) == pytest.approx(math.log(2))
+    assert usage.entropy(np.zeros(3)) == 0
+    assert usage.entropy(np.array([1, 0])) == 0
+
+
+def test_one_table_in_bits():
+    found = usage.table_usage(np.array([2, 2, 0, 0]))
+    expected = {"codes": 4, "used_codes": 2, "perplexity": 2.0, "entropy_bits": 1.0, "bits_per_token": 2.0}
+    assert found == pytest.approx(expected)
+
+
+def test_prefixes_of_ids_collide():
+    first, second = usage.collisions(np.array([[0, 1], [0, 2], [1, 1], [0, 1]]))
+    assert first == {"length": 1, "distinct": 2, "largest": 3, "alone": 0.25, "collision_rate": 0.5}
+    assert second == {"length": 2, "distinct": 3, "largest": 2, "alone": 0.5, "collision_rate": 0.25}
+
+
+def test_a_single_code_is_used_once_anything_is():
+    assert [usage.used_if_uniform(1, rows) for rows in (0, 1, 9)] == [0, 1, 1]
+    assert usage.is_rarefied(79, [4, 8])
+    assert not usage.is_rarefied(80, [4, 8])

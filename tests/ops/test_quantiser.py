@@ -244,3 +244,37 @@ def test_a_rotation_that_overflows_half_precision_is_kept_in_float32():
     wide = quantiser([book.float()]).rotated(turn, np.zeros((1, 1, 4)))
     assert rotated.levels[0].codes.dtype == torch.float32
     assert torch.equal(rotated.levels[0].codes, wide.levels[0].codes)
+
+
+def test_what_is_decoded_goes_through_the_projection_out():
+    book, out, tokens = draw(0, 1, 5, 3), Affine(draw(1, 7, 3), draw(2, 7)), torch.tensor([[[4]], [[1]]])
+    vectors = book[0, [4, 1]].double()
+    assert torch.equal(quantiser([book]).decoded(tokens), vectors)
+    expected = vectors @ out.weight.double().T + out.bias.double()
+    torch.testing.assert_close(quantiser([book], project_out=out).decoded(tokens), expected)
+
+
+def test_logits_tie_within_a_millionth_and_one_code_never():
+    head = Affine(torch.eye(3))
+    found = quantiser([draw(0, 1, 3, 2)], metric="logits", logits=head).lookup(
+        torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.9, 0.0], [2.0, 2.0 - 1e-6, 0.0]])
+    )
+    assert found.tokens.flatten().tolist() == [0, 0, 0]
+    assert found.near_tie.flatten().tolist() == [True, False, True]
+    alone = quantiser([draw(0, 1, 1, 2)], metric="logits", logits=Affine(torch.ones(1, 3)))
+    assert not alone.lookup(torch.ones(2, 3)).near_tie.any()
+
+
+@pytest.mark.parametrize("shapes", [[], [(4, 3)], [(2, 4, 3), (1, 4, 3)], [(1, 4, 3), (1, 4, 2)]])
+def test_tables_that_make_no_quantiser(shapes):
+    with pytest.raises(ValueError, match=r"tables must be \(H, K, D\)"):
+        quantiser([torch.zeros(shape) for shape in shapes])
+
+
+def test_one_head_that_overflows_makes_all_of_its_level_float32():
+    small, large = torch.ones(2, 4), torch.full((2, 4), 6e4)
+    book = torch.stack([small, large]).half()
+    turn = torch.full((1, 2, 4, 1), 0.5).double()
+    codes = quantiser([book]).rotated(turn, np.zeros((1, 2, 4))).levels[0].codes
+    assert codes.dtype == torch.float32
+    torch.testing.assert_close(codes, book.float() @ torch.full((4, 1), 0.5))

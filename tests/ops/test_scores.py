@@ -341,3 +341,38 @@ def test_a_share_keeps_round_half_up(dim, share):
     text = f"{share:.3f}"
     expected = max(1, (int(text.replace(".", "")) * dim * 2 + 1000) // 2000)
     assert selection.parse_keep(text, dim) == expected
+
+
+def test_centred_sums_bear_a_large_offset():
+    a, b = np.random.default_rng(0).standard_normal((2, 300, 3))
+    expected = (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / len(a)
+    far = [(a[s] + 1e6, b[s] + 1e6) for s in (slice(100), slice(100, None))]
+    cross = blocks.total([moments.cross_moments(*half) for half in far], moments.merge_cross)
+    np.testing.assert_allclose(moments.cross_covariance(cross), expected, atol=1e-8)
+    np.testing.assert_allclose(cross.means, [(side + 1e6).mean(axis=0) for side in (a, b)], rtol=1e-14)
+
+
+def test_a_constant_side_correlates_with_nothing():
+    x = np.array([[1.0, 2.0], [1.0, 3.0], [1.0, 5.0]])
+    assert moments.correlation(moments.pair_moments(x, x[:, ::-1].copy())).tolist() == [[0.0, 0.0]]
+
+
+def test_sizes_of_levels():
+    assert selection.per_level("4,50%", 8) == 4
+    assert selection.per_level("4,1", 8) == (4, 1)
+    with pytest.raises(UsageError, match="auto is no size of one level"):
+        selection.per_level("4,auto", 8)
+    with pytest.raises(UsageError, match="more than the codebook's 8 dimensions"):
+        selection.parse_keep("9", 8)
+    with pytest.raises(UsageError, match="more than the codebook's 8 codes"):
+        selection.parse_share("--keep-codes", "9", 8, "")
+
+
+@pytest.mark.parametrize(("rows", "block"), [(1, 16), (8192, 16), (8193, 32), (2**21, 4096), (2**24, 4096)])
+def test_a_block_is_the_smallest_power_of_two_that_gives_512(rows, block):
+    assert blocks.grid(rows).block == block
+
+
+@pytest.mark.parametrize(("number", "per_segment"), [(1, 1), (32, 1), (33, 2), (512, 16)])
+def test_blocks_fill_at_most_32_segments(number, per_segment):
+    assert blocks.grid(16 * number).per_segment == per_segment

@@ -16,7 +16,7 @@ from toc_cli.demo import CHECKPOINT, FEATURES
 from toc_cli.errors import UsageError
 from toc_cli.ops.criterion import CRITERIA
 from toc_cli.pipeline import Options, plan_optimization
-from toc_cli.pipeline.auto import Auto
+from toc_cli.pipeline.auto import Auto, rated
 from toc_cli.pipeline.curve import Curve, meets
 from toc_cli.pipeline.sample import half
 
@@ -143,3 +143,35 @@ def test_criteria_whose_sums_do_not_fit_are_left_out(tmp_path: Path) -> None:
     tried = json.loads((tmp_path / "codebook.toc.json").read_text())["codebooks"][0]["auto"]["candidates"]
     assert "discriminant" not in tried
     assert "pca" in tried
+
+
+def test_figures_are_rated_by_the_bound_that_is_asked() -> None:
+    near, same = ({"token_agreement": a, "excess_distortion": e} for a, e in ((0.5, 0.1), (0.9, 0.6)))
+    by_distortion = Options(max_distortion=0.3)
+    assert rated(near, by_distortion) == (True, -0.1)
+    assert rated(same, by_distortion) == (False, -0.6)
+    assert rated(same, Options(min_agreement=0.8)) == (True, 0.9)
+    assert rated(near, Options(min_agreement=0.8, max_distortion=0.3)) == (False, 0.5)
+    assert rated(near, Options()) == (False, 0.5)
+
+
+def test_sizes_below_are_near_and_spread() -> None:
+    plan, _ = searched(criterion="toc", keep="4")
+    search = Auto(plan.chosen[0][0], 0)
+    assert search._below(1) == []
+    assert search._below(20) == list(range(1, 20))
+    assert search._below(25) == list(range(1, 25))
+    assert search._below(185) == [1 + at * 10 for at in range(16)] + list(range(161, 185))
+
+
+@pytest.mark.parametrize("least", [1, 2, 15, 31, 32])
+@pytest.mark.parametrize("start", [None, 1, 16, 31])
+def test_bisection_ends_at_the_least_good_size_wherever_it_starts(
+    monkeypatch: pytest.MonkeyPatch, least: int, start: int | None
+) -> None:
+    plan, _ = searched(criterion="toc", keep="4")
+    search = Auto(plan.chosen[0][0], 0)
+    asked: list[int] = []
+    monkeypatch.setattr(search, "good", lambda count: asked.append(count) or count >= least)
+    assert search._bisect(0, 32, start) == least
+    assert len(asked) == len(set(asked)) <= 10

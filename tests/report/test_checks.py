@@ -19,7 +19,7 @@ from rich.console import Console
 
 from toc_cli.errors import CheckFailed, InputError, UsageError
 from toc_cli.report import Run, assemble, report_runs, terminal
-from toc_cli.report.checks import Bound, parse, parse_bound
+from toc_cli.report.checks import Bound, judge, parse, parse_bound
 from toc_cli.report.config import from_config
 from toc_cli.report.formats import FORMATS, drawn
 
@@ -334,3 +334,13 @@ def test_records_of_one_name_go_by_their_paths(record: dict[str, Any], tmp_path:
         paths.append(tmp_path / folder / "model.toc.json")
         paths[-1].write_text(json.dumps(record))
     assert [run.run.name for run in report_runs(paths).report.runs] == [str(path) for path in paths]
+
+
+def test_a_relative_bound_is_shown_as_a_number_and_as_it_was_written() -> None:
+    run = {"id": 0, "key": "k"}
+    for text, baseline, shown in (
+        ("perplexity>=3", None, "perplexity is 2; asked: >= 3"),
+        ("perplexity>=baseline*2", {"perplexity": 2.0}, "perplexity is 2; asked: >= 4 (perplexity>=baseline*2)"),
+        ("perplexity>=baseline", None, "perplexity is 2; asked: perplexity>=baseline: there is no baseline yet"),
+    ):
+        assert judge(parse(text), "r", run, {"perplexity": 2.0}, baseline).sentence() == shown
