@@ -52,6 +52,8 @@ class RunFolder:
             raise UsageError(
                 f"{str(self.path)!r} already holds a run.", "Continue it with --resume, or name another folder."
             )
+        for left in self.path.glob(f".{self.config.name}.*.tmp"):  # of a run that was killed before it had begun
+            left.unlink(missing_ok=True)
 
     def create(self, settings: Mapping[str, Any]) -> None:
         """Start a run here."""
