@@ -14,6 +14,7 @@ from cli import Done, toc
 from conftest import fixture_entries, shared_folder
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.families import detect, emit
+from toc_cli.io.families.base import MODES
 
 FOLDER = shared_folder("TOC_FIXTURES", "fixtures")
 ENTRIES = fixture_entries(FOLDER)
@@ -50,7 +51,7 @@ def write_features(path: Path, checkpoint: Path) -> list[str]:
     assert len(rows) == len(widths)
     np.savez(path, **{name: array.astype(np.float32) for name, array in rows.items()})
     size = max(1, (min(book.dim for book in books) + 1) // 2)
-    offered = [mode for mode in emit.MODES if all(not emit.supported(ckpt, book, size)[mode] for book in books)]
+    offered = [mode for mode in MODES if all(not emit.supported(ckpt, book, size)[mode] for book in books)]
     return ["--keep", str(size), *(word for mode in offered for word in ("--emit", mode))]
 
 
