@@ -92,7 +92,7 @@ def test_examples_run_as_written(command: str, tmp_path: Path) -> None:
 def test_readme_opens_with_the_two_commands_of_a_newcomer() -> None:
     blocks = re.findall(r"```(?:bash|sh|console|shell)\n(.*?)```", README, re.DOTALL)
     assert blocks[0].strip().endswith("toc demo")
-    assert blocks[1].strip().endswith("pytest")
+    assert blocks[1].strip().endswith("pytest -n 2")
 
 
 def test_the_top_level_holds_what_the_project_fixed() -> None:

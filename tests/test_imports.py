@@ -16,13 +16,14 @@ from cli import make_checkpoint, make_features, toc
 PACKAGE = Path(__file__).resolve().parent.parent / "toc_cli"
 MAY_IMPORT = {
     "errors": set(),
+    "lazy": set(),
     "ops": {"errors", "ops"},
     "io": {"errors", "io"},
     "libraries": {"errors", "io", "media", "libraries"},
     "media": {"errors", "io", "media"},
     "fcid": {"errors", "ops", "io", "fcid", "__init__"},
-    "pipeline": {"errors", "ops", "io", "media", "libraries", "pipeline", "__init__"},
-    "report": {"errors", "io", "report", "__init__"},
+    "pipeline": {"errors", "lazy", "ops", "io", "media", "libraries", "pipeline", "__init__"},
+    "report": {"errors", "lazy", "io", "report", "__init__"},
     "demo": {"errors", "ops", "io", "pipeline", "report", "fcid", "demo"},
     "bench": {"errors", "ops", "io", "pipeline", "fcid", "bench"},
     "commands": {
@@ -40,7 +41,7 @@ MAY_IMPORT = {
         "__init__",
     },
     "api": {"errors", "ops", "io", "pipeline", "report"},
-    "__init__": {"api", "io"},
+    "__init__": {"api", "io", "lazy"},
     "__main__": {"commands"},
 }
 

@@ -12,7 +12,9 @@ with toc.capture(model.quantizer, "feats.h5"):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from toc_cli.lazy import names_from
 
 if TYPE_CHECKING:
     from toc_cli.api import optimize, quantize
@@ -23,22 +25,16 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["__version__", "capture", "open_checkpoint", "open_features", "optimize", "quantize"]
 
-_ROOMS = {
-    "capture": "toc_cli.io.capture",
-    "open_checkpoint": "toc_cli.io.checkpoint",
-    "open_features": "toc_cli.io.features",
-    "optimize": "toc_cli.api",
-    "quantize": "toc_cli.api",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a room when its function is first asked for: `import toc_cli` loads neither torch nor h5py."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'toc_cli' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_ROOMS[name]), name)
+__getattr__ = names_from(
+    __name__,
+    {
+        "capture": "io.capture",
+        "open_checkpoint": "io.checkpoint",
+        "open_features": "io.features",
+        "optimize": "api",
+        "quantize": "api",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from toc_cli.errors import InputError, UsageError
 from toc_cli.fcid.data import open_split
 from toc_cli.fcid.evaluation import EvaluateOptions, evaluate
 from toc_cli.fcid.evaluation.generation import seconds_of
-from toc_cli.fcid.probe_fit import fit_clip_probe
+from toc_cli.fcid.probe_fit import fit_probes
 from toc_cli.fcid.probes import Labelled, ProbeConfig, accuracy, predict_clips
 from toc_cli.fcid.run_folder import load_model
 from toc_cli.report import schema
@@ -112,7 +112,7 @@ def test_classification_is_the_probe_on_the_models_own_read_out(run: Path, data:
     found = []
     for seed in range(2):
         config = ProbeConfig(epochs=8, seed=seed, lr=row["probe"]["lr"], width=row["probe"]["width"])
-        probe = fit_clip_probe(codes("a_train", "audio"), codes("val", "audio"), 3, config)
+        [probe] = fit_probes([(codes("a_train", "audio"), codes("val", "audio"))], 3, [config], per_second=False)
         test = codes("a_test", "video")
         found.append(accuracy(predict_clips(probe, test), test.y))
     assert row["levels"] == ["fine", "coarse"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toc_cli.errors import UsageError
-from toc_cli.fcid.probe_fit import fit_clip_probe, fit_probes, fit_second_probe
+from toc_cli.fcid.probe_fit import fit_probes
 from toc_cli.fcid.probes import (
     Labelled,
     NeuralProbe,
@@ -47,6 +47,10 @@ def labelled(seed: int, per_second: bool) -> Labelled:
     x, seconds = clips(seed)
     y = one_hot_seconds(seconds, 3, 4) if per_second else seconds.masked_fill(seconds == 3, -1).amax(dim=1)
     return Labelled(x, torch.ones(x.shape[:2], dtype=torch.bool), y)
+
+
+def clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeConfig) -> NeuralProbe:
+    return fit_probes([(train, val)], classes, [config], per_second=False)[0]
 
 
 @settings(deadline=None, max_examples=50)
@@ -92,22 +96,22 @@ def test_background_has_no_column() -> None:
 def test_a_clip_probe_finds_one_telling_second_and_repeats_itself() -> None:
     train, val, test = (labelled(seed, per_second=False) for seed in range(3))
     config = ProbeConfig(epochs=30, lr=1e-2)
-    probe, again = (fit_clip_probe(train, val, 3, config) for _ in range(2))
+    probe, again = (clip_probe(train, val, 3, config) for _ in range(2))
     assert accuracy(predict_clips(probe, test), test.y) > 0.97
     assert all(torch.equal(a, b) for a, b in zip(probe.parameters(), again.parameters(), strict=True))
     shuffled = Labelled(train.x, train.mask, train.y[torch.randperm(120, generator=torch.Generator().manual_seed(0))])
-    assert accuracy(predict_clips(fit_clip_probe(shuffled, val, 3, config), test), test.y) < 0.7
+    assert accuracy(predict_clips(clip_probe(shuffled, val, 3, config), test), test.y) < 0.7
 
 
 def test_a_second_probe_localises() -> None:
     train, val, test = (labelled(seed, per_second=True) for seed in range(3))
-    probe = fit_second_probe(train, val, ProbeConfig(epochs=30, lr=1e-2))
+    probe = fit_probes([(train, val)], train.y.shape[-1], [ProbeConfig(epochs=30, lr=1e-2)], per_second=True)[0]
     assert segment_f1(predict_seconds(probe, test), test.y, test.mask) > 0.95
 
 
 def test_masked_seconds_are_not_read() -> None:
     train, val = labelled(0, per_second=False), labelled(1, per_second=False)
-    probe = fit_clip_probe(train, val, 3, ProbeConfig(epochs=2))
+    probe = clip_probe(train, val, 3, ProbeConfig(epochs=2))
     mask = torch.tensor([[True, True, False, False]])
     x, poisoned = train.x[:1].clone(), train.x[:1].clone()
     poisoned[:, 2:] = 1e6
@@ -120,14 +124,14 @@ def test_data_that_do_not_fit() -> None:
         Labelled(x, torch.ones(3, 5, dtype=torch.bool), torch.zeros(3))
     nothing = Labelled(x, torch.ones(3, 2, dtype=torch.bool), torch.full((3,), -1))
     with pytest.raises(UsageError, match="no labelled clip"):
-        fit_clip_probe(nothing, nothing, 2, ProbeConfig())
+        clip_probe(nothing, nothing, 2, ProbeConfig())
 
 
 def test_of_equal_epochs_the_better_trained_is_kept() -> None:
     """Validation clips that are right early on do not stop the training there."""
     train = labelled(5, per_second=False)
     val = Labelled(train.x[:4], train.mask[:4], train.y[:4])
-    probes = [fit_clip_probe(train, val, 3, ProbeConfig(epochs=epochs, lr=1e-2)) for epochs in (25, 60)]
+    probes = [clip_probe(train, val, 3, ProbeConfig(epochs=epochs, lr=1e-2)) for epochs in (25, 60)]
     assert [accuracy(predict_clips(probe, val), val.y) for probe in probes] == [1, 1]
     early, late = (torch.nn.functional.cross_entropy(probe(val.x, val.mask), val.y).item() for probe in probes)
     assert late < early / 2

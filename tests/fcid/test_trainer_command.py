@@ -64,6 +64,17 @@ def test_plain_with_one_codebook_and_two(count: int, data: Path, tmp_path: Path)
     assert len(model.codebook) == count
 
 
+@pytest.mark.parametrize(
+    "said", [["--alignment", "uniform"], ["--set", "model.alignment=uniform"], ["--config", "uniform.toml"]]
+)
+def test_uniform_alignment_has_one_codebook_wherever_it_is_said(said: list[str], data: Path, tmp_path: Path) -> None:
+    (tmp_path / "uniform.toml").write_text('[model]\nalignment = "uniform"\n')
+    said = [str(tmp_path / word) if word.endswith(".toml") else word for word in said]
+    with pytest.raises(UsageError, match="Uniform alignment has one codebook"):
+        toc(data, "-o", tmp_path / "run", *SMALL, *said, "--codebooks", 2)
+    assert not (tmp_path / "run").exists()
+
+
 def test_published_and_uniform(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "tiny.h5", words=4)
     flags = ["--profile", "published", "--alignment", "uniform", "--epochs", 1, "--json"]

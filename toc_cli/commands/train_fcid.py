@@ -55,13 +55,10 @@ def train_fcid(
     """
     from toc_cli.commands.output import Output
     from toc_cli.commands.training_view import summary_table, watching
-    from toc_cli.fcid.config import codebooks as settings_of_codebooks
     from toc_cli.fcid.run import train
     from toc_cli.fcid.settings import assignment, merge
 
     model = {"profile": profile, "alignment": alignment}
-    if codebooks is not None:
-        model |= settings_of_codebooks(codebooks, alignment or "fine-coarse")
     options = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision, "workers": workers,
         "checkpoint_minutes": checkpoint_minutes,
@@ -72,7 +69,15 @@ def train_fcid(
     sink = Output(as_json, quiet)
     with watching(sink) as watcher:
         summary = train(
-            data, output, config=config, overrides=overrides, init=init, resume=resume, device=device, watcher=watcher
+            data,
+            output,
+            config=config,
+            overrides=overrides,
+            codebooks=codebooks,
+            init=init,
+            resume=resume,
+            device=device,
+            watcher=watcher,
         )
     if summary.writes:
         sink.result(summary.record(output), summary_table(summary, output))

@@ -281,7 +281,7 @@ def plain(alignment: Alignment = "fine-coarse") -> ModelConfig:
     )
 
 
-def codebooks(count: int, alignment: str = "fine-coarse") -> dict[str, Any]:
+def of_codebooks(count: int, alignment: str = "fine-coarse") -> dict[str, Any]:
     """The settings that read a model out through one codebook or two: the read-out is then not mistaken for the losses."""
     if count not in (1, 2):
         raise UsageError(f"--codebooks {count}: a model has one or two.", "Use 1 or 2.")

@@ -20,16 +20,6 @@ NUMBERS_AT_ONCE = 1 << 26
 """Numbers in the training vectors of the probes that are trained as one batch."""
 
 
-def fit_clip_probe(train: Labelled, val: Labelled, classes: int, config: ProbeConfig) -> NeuralProbe:
-    """The clip probe of the epoch with the highest validation accuracy."""
-    return fit_probes([(train, val)], classes, [config], per_second=False)[0]
-
-
-def fit_second_probe(train: Labelled, val: Labelled, config: ProbeConfig) -> NeuralProbe:
-    """The second probe of the epoch with the highest validation F1, with the thresholds that reach it."""
-    return fit_probes([(train, val)], train.y.shape[-1], [config], per_second=True)[0]
-
-
 def fit_probes(
     parts: Sequence[tuple[Labelled, Labelled]], classes: int, configs: Sequence[ProbeConfig], *, per_second: bool
 ) -> list[NeuralProbe]:

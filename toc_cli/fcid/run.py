@@ -14,6 +14,7 @@ from torch import Tensor
 
 from toc_cli.errors import UsageError
 from toc_cli.fcid.comm import Comm, current_comm
+from toc_cli.fcid.config import of_codebooks
 from toc_cli.fcid.data import open_split, split_names
 from toc_cli.fcid.run_folder import RunFolder, load_model
 from toc_cli.fcid.settings import merge, read_settings
@@ -28,6 +29,7 @@ def train(
     *,
     config: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    codebooks: int | None = None,
     init: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -36,8 +38,9 @@ def train(
     """Train a model on the paired features of `data` and leave it in the folder `output`.
 
     `config` is a TOML or YAML file with the tables `[model]` and `[train]`; `overrides`, tables of the same form, go before
-    it; the profile gives the rest. `init` is a run (or its model.safetensors) to start from: its weights, and its model's
-    settings as the base. With `resume` the run in `output` goes on, its own settings being the base.
+    it; the profile gives the rest. `codebooks`, 1 or 2, are trained and read out. `init` is a run (or its model.safetensors)
+    to start from: its weights, and its model's settings as the base. With `resume` the run in `output` goes on, its own
+    settings being the base.
     Under torchrun this process is one of several that train together.
     """
     folder, watcher = RunFolder(output), watcher or Watcher()
@@ -48,7 +51,7 @@ def train(
             "--resume goes on with the weights of the run itself.", "Leave out --init, or name a new folder."
         )
     begun, base = initial_of(init) if init is not None else (None, {})
-    settings = settings_of(folder, config, overrides or {}, resume, base)
+    settings = settings_of(folder, config, overrides or {}, resume, base, codebooks)
     options, names = settings.train, settings.model.modalities
     split = open_split(data, options.train_split, names, options.shuffle_buffer)
     validation = None
@@ -69,10 +72,14 @@ def settings_of(
     overrides: Mapping[str, Any],
     resume: bool,
     base: Mapping[str, Any] | None = None,
+    codebooks: int | None = None,
 ) -> RunConfig:
-    """The settings of a run: `base`, those of `config` (or of the run to resume), then `overrides`."""
-    tables = read_settings(Path(config)) if config else folder.settings() if resume else {}
-    return run_config(merge(merge(base or {}, tables), overrides))
+    """The settings of a run: `base`, those of `config` (or of the run to resume), of so many `codebooks`, then `overrides`."""
+    tables = merge(base or {}, read_settings(Path(config)) if config else folder.settings() if resume else {})
+    if codebooks is not None:
+        model = merge(tables, overrides).get("model", {})
+        tables = merge(tables, {"model": of_codebooks(codebooks, str(model.get("alignment", "fine-coarse")))})
+    return run_config(merge(tables, overrides))
 
 
 def initial_of(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

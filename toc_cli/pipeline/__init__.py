@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from toc_cli.lazy import names_from
 
 if TYPE_CHECKING:
     from toc_cli.pipeline.inspect import inspect_checkpoint
@@ -23,22 +25,16 @@ __all__ = [
     "quantize_features",
 ]
 
-_ROOMS = {
-    "Options": "options",
-    "Outputs": "outputs",
-    "Plan": "plan",
-    "Progress": "options",
-    "QuantizeOptions": "quantize",
-    "inspect_checkpoint": "inspect",
-    "plan_optimization": "planning",
-    "quantize_features": "quantize",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a room when its name is first asked for: what reads headers alone loads no torch."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+__getattr__ = names_from(
+    __name__,
+    {
+        "Options": "options",
+        "Outputs": "outputs",
+        "Plan": "plan",
+        "Progress": "options",
+        "QuantizeOptions": "quantize",
+        "inspect_checkpoint": "inspect",
+        "plan_optimization": "planning",
+        "quantize_features": "quantize",
+    },
+)

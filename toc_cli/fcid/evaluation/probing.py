@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,11 +164,11 @@ def run_course(
     """Train the probes of a course under every variant and seed; their common width, and figures per target and variant."""
     task = course.trial.task
 
-    def read(split: Split, modality: str, variant: Variant, number: int) -> Labelled:
+    def read(variant: Variant, number: int, modality: str, split: Split) -> Labelled:
         return labelled(reader, task, split, modality, course.levels, variant.draw(number))
 
     parts = {
-        (variant.id, number): train_and_val(course.trial, lambda split: read(split, course.modality, variant, number))  # noqa: B023
+        (variant.id, number): train_and_val(course.trial, partial(read, variant, number, course.modality))
         for variant in variants
         for number in range(min(len(variant.draws), len(configs)))
     }
@@ -183,7 +184,7 @@ def run_course(
     figures: dict[Target, dict[str, Figure]] = {target: {} for target in course.targets}
     for trial, b in course.targets:
         for variant in variants:
-            tests = [read(trial.test, b, variant, number) for number in range(min(len(variant.draws), len(configs)))]
+            tests = [read(variant, number, b, trial.test) for number in range(min(len(variant.draws), len(configs)))]
             own = [probes[variant.id, number] for number in range(len(configs))]
             sums = [clip_sums(task, probe, tests[number % len(tests)]) for number, probe in enumerate(own)]
             figures[trial, b][variant.id] = figure(task, sums)
