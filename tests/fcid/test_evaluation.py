@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,25 @@ def test_pictures_are_frames_of_the_data(record: dict[str, Any], data: Path) -> 
         for picture in pictures:
             assert (frames(picture, "true") == file["a_test/frames"][picture["clip"]]).all()
             assert set(frames(picture, "generated")[:, 0, 0].tolist()) <= {0, 50, 120, 190}
+
+
+def test_pictures_of_the_clips_that_have_frames(run: Path, data: Path, tmp_path: Path) -> None:
+    """AV-Digits ships the frames of its first clips alone."""
+    few = tmp_path / "few.h5"
+    shutil.copy(data, few)
+    with h5py.File(few, "a") as file:
+        for name in ("a_train", "a_test"):
+            first = file[name]["frames"][:3]
+            del file[name]["frames"]
+            file[name]["frames"] = first
+    options = EvaluateOptions(keep=(), tasks=("label_clip",), parts=("generation",), **SMALL)
+    pictures = evaluate(run, few, options)["evaluation"]["pictures"]
+    assert {picture["clip"] for picture in pictures} == {0, 1, 2}
+    with h5py.File(few) as file:
+        seen = {frame.tobytes() for frame in file["a_train/frames"][:].reshape(-1, 3, 3)}
+        for picture in pictures:
+            assert (frames(picture, "true") == file["a_test/frames"][picture["clip"]]).all()
+            assert {frame.tobytes() for frame in frames(picture, "generated")} <= seen
 
 
 def test_it_repeats_itself(run: Path, data: Path) -> None:

@@ -62,7 +62,7 @@ def test_transfer_to_a_split_and_to_another_file(data: Path, tmp_path: Path) -> 
     assert [(t.test.path.name, t.test.name) for t in moved] == [
         ("clips.h5", "b_test"), ("other.h5", "a_test"), ("other.h5", "val"),
     ]  # fmt: skip
-    with pytest.raises(InputError, match="has none of the labels label_clip"):
+    with pytest.raises(InputError, match="has no clip with the labels label_clip"):
         trials(splits, ("label_clip",), ("train",))
     with pytest.raises(InputError, match="is no file, and no split"):
         trials(splits, ("label_clip",), ("c_test",))

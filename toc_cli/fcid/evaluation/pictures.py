@@ -1,7 +1,7 @@
 """Pictures of what was generated, where the data has frames: for each generated second, the training frame whose features
 lie nearest.
 
-Legend: N clips, T seconds, H x W pixels, F features of a second.
+Legend: N clips, the first M with frames, T seconds, H x W pixels, F features of a second.
 """
 
 from __future__ import annotations
@@ -29,14 +29,18 @@ PIXELS = 64
 
 
 def frames_of(split: Split) -> h5py.Dataset | None:
-    """The dataset `frames` (N, T, H, W) or (N, T, H, W, 3) of a split."""
+    """The dataset `frames` (M, T, H, W) or (M, T, H, W, 3) of the first M <= N clips of a split."""
     if "frames" not in split.columns:
         return None
     frames = split.group["frames"]
-    if frames.ndim not in (4, 5) or len(frames) != len(split) or (frames.ndim == 5 and frames.shape[4] not in (1, 3)):
+    if (
+        frames.ndim not in (4, 5)
+        or not 0 < len(frames) <= len(split)
+        or (frames.ndim == 5 and frames.shape[4] not in (1, 3))
+    ):
         raise InputError(
             f"{printable(split.name)}/frames of {split.path.name} has the shape {frames.shape}.",
-            "Frames are (clips, seconds, height, width), or with 3 channels behind.",
+            "Frames are (clips, seconds, height, width), of all clips or of the first ones, or with 3 channels behind.",
         )
     return frames
 
@@ -55,8 +59,8 @@ def pictures(
     known, true = frames_of(train), frames_of(test)
     if known is None or true is None:
         return []
-    count, seconds = min(CLIPS, len(test)), min(SECONDS, true.shape[1])
-    rows = torch.cat([seconds_of(batch.x[b]) for batch in train.batches(BATCH)])  # (N, T, F)
+    count, seconds = min(CLIPS, len(true)), min(SECONDS, true.shape[1])
+    rows = torch.cat([seconds_of(batch.x[b]) for batch in train.batches(BATCH)])[: len(known)]  # (M, T, F)
     flat = rows.flatten(0, 1)
     found = []
     for a, vectors in shared.items():

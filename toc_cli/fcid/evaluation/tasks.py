@@ -143,9 +143,10 @@ def trials(splits: Splits, wanted: Sequence[str], transfer: Sequence[str]) -> li
             if (test := _target(splits, text, trial))
         ]
         if not moved:
+            labels = ", ".join(sorted({t.task.name for t in found}))
             raise InputError(
-                f"--transfer {text!r} has none of the labels {', '.join(sorted({t.task.name for t in found}))}.",
-                "Name a split (or FILE=SPLIT) whose labels have the same names.",
+                f"--transfer {text!r} has no clip with the labels {labels} that is not tested already.",
+                "Name another split (or FILE=SPLIT) whose labels have the same names.",
             )
         found += moved
     return found
