@@ -7,7 +7,7 @@
 
 FOLDER/results.json grows by a row at a time, and a run that was stopped goes on where it stood. A row stands for its settings, the
 data's bytes, the evaluation's options and the code that made it: where one of them changed, it is made again.
-`report.py` draws the tables.
+`tables.py` draws the tables.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
                 if any(row["key"] == key for row in rows):
                     continue
                 row = {"key": key, "model": name, "width": width, "seed": seed, "epochs": asked.epochs}
-                row |= {"validation": asked.validation, "options": options.as_record(), "toc": toc_cli.__version__}
+                row |= {"validation": asked.validation, "options": options.as_record(), "code": code()}
                 row |= one(asked, settings, options)
                 rows = [old for old in rows if place(old) != place(row)] + [row]
                 with atomic_file(file) as temporary:

@@ -1,0 +1,178 @@
+"""The tables of FOLDER/results.json as markdown: `python examples/benchmark/tables.py FOLDER > examples/benchmark/RESULTS.md`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from models import ablations, profiles
+from scipy import stats
+
+Row = dict[str, Any]
+REFERENCE = "corrected-2"
+COLUMNS = {
+    "clip": ("label_clip ave_train to ave_test", "label_clip ave_train to val"),
+    "attribute": ("label_attribute ave_train to ave_test", "label_attribute ave_train to val"),
+    "second": ("label_second avvp_train to avvp_test", "label_second avvp_train to avvp_val"),
+    "one event to two": ("label_second ave_train to avvp_test",),
+    "other writers, voices: clip": ("label_clip ave_train to other_test",),
+    "other: second": ("label_second avvp_train to other_test",),
+    "retrieval": ("retrieval codes",),
+}
+"""Column -> the figure of a row that it shows: the first that is there."""
+MEAN_OF = ("clip", "second", "other writers, voices: clip", "retrieval")
+"""Classification, localisation, transfer and retrieval."""
+
+
+def column(row: Row, name: str, variant: str = "full") -> float | None:
+    """A figure of a row in percent; None where it was not measured."""
+    if name == "mean of four":
+        parts = [column(row, part, variant) for part in MEAN_OF]
+        return None if None in parts else float(np.mean([part for part in parts if part is not None]))
+    for figure in COLUMNS[name]:
+        if variant in row["figures"].get(figure, {}):
+            return 100 * float(row["figures"][figure][variant])
+    return None
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % of Student's t about the mean of differences (S,) of S seeds; without end for one."""
+    if len(differences) < 2:
+        return -np.inf, np.inf
+    half = stats.t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / np.sqrt(len(differences))
+    return float(np.mean(differences) - half), float(np.mean(differences) + half)
+
+
+def values(rows: Iterable[Row], name: str) -> str:
+    """Mean over seeds, and their spread."""
+    found = [value for row in rows if (value := column(row, name)) is not None]
+    if not found:
+        return "–"
+    return f"{np.mean(found):.1f}" + (f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else "")
+
+
+def difference(rows: Sequence[Row], others: Sequence[Row], name: str) -> str:
+    """Of the rows to the others of the same seed: mean and interval."""
+    by_seed = {row["seed"]: column(row, name) for row in others}
+    found = [
+        value - other
+        for row in rows
+        if (value := column(row, name)) is not None and (other := by_seed.get(row["seed"])) is not None
+    ]
+    return shown(found)
+
+
+def shown(differences: Sequence[float]) -> str:
+    if not differences:
+        return "–"
+    low, high = interval(differences)
+    ends = f" [{low:+.1f}, {high:+.1f}]" if len(differences) > 1 else ""
+    return f"{np.mean(differences):+.1f}{ends}"
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)] + [""]
+
+
+def of_models(rows: Sequence[Row]) -> list[str]:
+    """Every profile, and how far the corrected one is ahead of each."""
+    names = [name for name in profiles() if any(row["model"] == name for row in rows)]
+    shown_columns = [name for name in (*COLUMNS, "mean of four") if any(column(row, name) is not None for row in rows)]
+    by_model = {name: [row for row in rows if row["model"] == name] for name in names}
+    lines = [[f"`{name}` ({len(own)})", *(values(own, c) for c in shown_columns)] for name, own in by_model.items()]
+    text = ["Mean over seeds, in percent, ± their standard deviation; in brackets how many seeds.", ""]
+    text += table(["", *shown_columns], lines)
+    if REFERENCE in by_model and len(names) > 1:
+        text += [
+            f"What `{REFERENCE}` is ahead of each, seed by seed, with a 95 % interval over seeds (the test clips are the same):",
+            "",
+        ]
+        lines = [
+            [f"`{name}`", *(difference(by_model[REFERENCE], own, c) for c in shown_columns)]
+            for name, own in by_model.items()
+            if name != REFERENCE
+        ]
+        text += table(["", *shown_columns], lines)
+    return text
+
+
+def of_ablations(rows: Sequence[Row]) -> list[str]:
+    """What the corrected profile loses without each part."""
+    whole = [row for row in rows if row["model"] == REFERENCE]
+    names = [name for name in ablations() if any(row["model"] == name for row in rows)]
+    if not names or not whole:
+        return []
+    columns = [name for name in (*COLUMNS, "mean of four") if any(column(row, name) is not None for row in rows)]
+    lines = [
+        [name, *(difference([row for row in rows if row["model"] == name], whole, c) for c in columns)]
+        for name in names
+    ]
+    return [f"Each ablation against `{REFERENCE}` of the same seed, in points:", "", *table(["", *columns], lines)]
+
+
+def of_pruning(rows: Sequence[Row]) -> list[str]:
+    """What a selection changes against all dimensions of the same model, over seeds."""
+    text: list[str] = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        variants = list(dict.fromkeys(v for row in own for f in row["figures"].values() for v in f if v != "full"))
+        columns = [
+            c for c in ("clip", "attribute", "second", "mean of four") if any(column(row, c) is not None for row in own)
+        ]
+        lines = [[variant, *(shown(losses(own, c, variant)) for c in columns)] for variant in variants]
+        text += [
+            f"`{name}`, in points against all dimensions, over {len(own)} seeds:",
+            "",
+            *table(["", *columns], lines),
+        ]
+    return text
+
+
+def losses(rows: Sequence[Row], name: str, variant: str) -> list[float]:
+    pairs = [(column(row, name, variant), column(row, name)) for row in rows]
+    return [cut - full for cut, full in pairs if cut is not None and full is not None]
+
+
+def of_cost(rows: Sequence[Row]) -> list[str]:
+    """Seconds of training: medians over seeds of runs that were not interrupted."""
+    cost: dict[str, list[float]] = {}
+    for row in rows:
+        if row["training"]["seconds"]:
+            cost.setdefault(row["model"], []).append(1000 * row["training"]["seconds"] / row["training"]["steps"])
+    lines = [[f"`{name}`", f"{np.median(found):.0f}"] for name, found in cost.items()]
+    return ["Milliseconds a step, validation included, on the machine that trained:", "", *table(["", "ms"], lines)]
+
+
+def document(rows: Sequence[Row]) -> str:
+    text = ["# AV-Digits, measured", ""]
+    text += [
+        "Made by `python examples/benchmark/run.py FOLDER` (its options are in its first lines) and "
+        "`python examples/benchmark/tables.py FOLDER`. Every figure is the mean of video to audio and back; "
+        "the epoch is chosen on the validation split, and so are the probes'.",
+        "",
+    ]
+    for group, own in grouped(rows).items():
+        width, epochs, validation = group
+        text += [f"## Width {width}, {epochs} epochs{', on the validation splits' if validation else ''}", ""]
+        whole = [row for row in own if not row["options"]["keep"]]
+        cut = [row for row in own if row["options"]["keep"]]
+        text += of_models(whole or cut) + of_ablations(whole) + of_pruning(cut) + of_cost(whole or cut)
+    states = {row.get("code") for row in rows}
+    if len(states) > 1:
+        text += [f"The rows were made by {len(states)} states of the code that trains and evaluates.", ""]
+    return "\n".join(text)
+
+
+def grouped(rows: Sequence[Row]) -> Mapping[tuple[int, int, bool], list[Row]]:
+    found: dict[tuple[int, int, bool], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["width"], row["epochs"], row["validation"]), []).append(row)
+    return found
+
+
+if __name__ == "__main__":
+    print(document(json.loads((Path(sys.argv[1]) / "results.json").read_text())), end="")
