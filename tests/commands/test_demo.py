@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -13,8 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from cli import toc
-from toc_cli.demo import CHECKPOINT, FEATURES
+from toc_cli.demo import CHECKPOINT, FEATURES, avdigits
+from toc_cli.demo.choice import Choice
 from toc_cli.demo.decoder import decode
+from toc_cli.fcid.evaluation import silent
+from toc_cli.fcid.run_folder import RunFolder, load_model
+from toc_cli.fcid.train_config import run_config
+from toc_cli.fcid.trainer import Watcher
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "make_demo_data.py"
 
@@ -34,9 +40,48 @@ def test_the_demo_ships(tmp_path: Path) -> None:
     assert len(record["outcome"]["samples"]) == 8
     assert record["outcome"]["forms"]["masked"]["psnr_db_change"]["value"] > -0.1
     page = (tmp_path / "toc-demo" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 8 * 5
+    assert page.count("data:image/png;base64,") >= 8 * 5 + 4 * 2 * 3
+    for level in ("fine", "coarse"):
+        assert f"{level}.toc.json: Ship it: " in done.out
+        found = json.loads((tmp_path / "toc-demo" / "avdigits" / f"{level}.toc.json").read_text())["codebooks"][0]
+        assert found["kept_dim"] < found["dim"] / 2
+    evaluation = json.loads((tmp_path / "toc-demo" / "avdigits" / "evaluation.toc.json").read_text())["evaluation"]
+    for part, least in (("classification", 0.7), ("localisation", 0.5)):
+        [mean] = [row for row in evaluation[part] if row["from"] is None]
+        assert mean["results"]["full"]["value"] > least
+        assert abs(mean["results"]["artefact subspace"]["delta"]) < 0.05
+    assert {"true", "generated", "pruned"} <= evaluation["pictures"][0].keys()
     again = toc("demo", cwd=tmp_path)
     assert (again.code, "--force" in again.err) == (2, True)
+
+
+def test_it_trains_with_the_settings_of_the_run_that_it_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tmp_path / "shipped"
+    settings.mkdir()
+    text = (avdigits.RUN / "config.toml").read_text()
+    (settings / "config.toml").write_text(text.replace("epochs = 60", "epochs = 1"))
+    monkeypatch.setattr(avdigits, "RUN", settings)
+    quick = dataclasses.replace(avdigits.EVALUATION, parts=("classification",), probe_epochs=1)
+    monkeypatch.setattr(avdigits, "EVALUATION", quick)
+    seen: list[int] = []
+    watcher = Watcher(on_step=lambda report: seen.append(report.step))
+    choice = Choice(keep="0.25", criterion="pca")
+    records, files = avdigits.walk(tmp_path / "out", choice, silent, watcher)
+    assert seen == list(range(1, 24))
+    assert set(records) == {"fine.toc.json", "coarse.toc.json", "evaluation.toc.json"}
+    assert all(file.exists() for file in files)
+    assert RunFolder(tmp_path / "out" / "run").settings()["train"]["epochs"] == 1
+
+
+def test_the_shipped_run_is_of_the_trainer_of_today() -> None:
+    _, config = load_model(avdigits.RUN)
+    assert config.table() == run_config(RunFolder(avdigits.RUN).settings()).table()
+    assert (config.train.epochs, config.model.width, config.model.codebook.size) == (60, 64, 128)
+    log = [json.loads(line) for line in (avdigits.RUN / "log.jsonl").read_text().splitlines()]
+    validated = [line["loss"] for line in log if line["kind"] == "validation"]
+    assert len(validated) == 60
+    assert min(validated) < validated[0]
+    assert sum(path.stat().st_size for path in avdigits.HERE.rglob("*.*")) < 12_000_000
 
 
 def test_its_decoder_and_tokens_are_those_of_the_models_class() -> None:

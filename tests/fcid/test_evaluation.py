@@ -170,7 +170,9 @@ def test_pictures_are_frames_of_the_data(record: dict[str, Any], data: Path) -> 
     with h5py.File(data) as file:
         for picture in pictures:
             assert (frames(picture, "true") == file["a_test/frames"][picture["clip"]]).all()
-            assert set(frames(picture, "generated")[:, 0, 0].tolist()) <= {0, 50, 120, 190}
+            for side in ("generated", "pruned"):
+                assert set(frames(picture, side)[:, 0, 0].tolist()) <= {0, 50, 120, 190}
+    assert any(picture["pruned"] != picture["generated"] for picture in pictures)
 
 
 def test_pictures_of_the_clips_that_have_frames(run: Path, data: Path, tmp_path: Path) -> None:
@@ -185,6 +187,7 @@ def test_pictures_of_the_clips_that_have_frames(run: Path, data: Path, tmp_path:
     options = EvaluateOptions(keep=(), tasks=("label_clip",), parts=("generation",), **SMALL)
     pictures = evaluate(run, few, options)["evaluation"]["pictures"]
     assert {picture["clip"] for picture in pictures} == {0, 1, 2}
+    assert not any("pruned" in picture for picture in pictures)
     with h5py.File(few) as file:
         seen = {frame.tobytes() for frame in file["a_train/frames"][:].reshape(-1, 3, 3)}
         for picture in pictures:
@@ -278,7 +281,7 @@ def test_the_road_from_run_to_report(run: Path, data: Path, tmp_path: Path) -> N
     done = toc("report", tmp_path / "evaluation.toc.json", "--format", f"html:{page},md:{text}")
     assert done.code == 0, done.err
     assert "Classification: label_clip" in done.out
-    assert page.read_text().count("data:image/png;base64,") == 2 * len(record["evaluation"]["pictures"])
+    assert page.read_text().count("data:image/png;base64,") == 3 * len(record["evaluation"]["pictures"])
     assert "Generation: audio → video" in page.read_text()
     assert "Retrieval" in text.read_text()
     refused = toc("evaluate", run, data, "-o", tmp_path / "evaluation.toc.json")

@@ -183,6 +183,21 @@ def test_the_most_cautious_codebook_speaks_for_the_run(lossless: dict[str, Any])
     assert found.text.startswith("Codebook 1: Do not ship")
 
 
+def test_of_several_runs_those_that_pruned_speak(record: dict[str, Any], lossless: dict[str, Any]) -> None:
+    lossless = copy.deepcopy(lossless)
+    nothing = copy.deepcopy(record) | {"codebooks": [], "warnings": []}
+    untrusted = copy.deepcopy(lossless)
+    untrusted["codebooks"][0]["before"]["snr_db"] = -3.0
+
+    def said(*records: dict[str, Any]) -> str:
+        return assemble([Run(f"{at}.toc.json", one) for at, one in enumerate(records)]).advice.text
+
+    assert said(lossless, nothing).startswith("Ship it: half the dimensions")
+    assert said(lossless, lossless, nothing).startswith("Ship all 2: ")
+    assert said(nothing, lossless, untrusted).startswith("2.toc.json: Do not ship")
+    assert said(nothing, nothing).startswith("0.toc.json: Nothing was pruned")
+
+
 def test_every_format_says_it_first(record: dict[str, Any]) -> None:
     report = assemble([Run("model.toc.json", record)])
     found = on(record)

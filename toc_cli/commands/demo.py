@@ -10,6 +10,7 @@ import typer
 from toc_cli.commands import flags
 
 EXAMPLE = "toc demo -o toc-demo"
+ROAD = "\nFCID on AV-Digits: probes learn the codes of what is seen and are tested on those of what is heard, and back"
 
 
 def demo(
@@ -18,21 +19,42 @@ def demo(
     ),
     keep: Annotated[str, typer.Option(help="As in toc optimize; auto: within 1% of excess distortion.")] = "auto",
     criterion: Annotated[str, typer.Option(help="As in toc optimize.")] = "auto",
+    train: Annotated[
+        bool, typer.Option("--train", help="Train FCID on the bundled clips first, some minutes, and go on with that.")
+    ] = False,
     force: flags.Force = False,
     as_json: flags.Json = False,
     quiet: flags.Quiet = False,
 ) -> None:
-    """Optimise, quantise and report on the bundled digits: a VQ autoencoder of handwritten digits and its features."""
+    """The whole road on bundled data: a VQ autoencoder of digits made smaller, then FCID's codes from sight to sound."""
+    from contextlib import nullcontext
+
+    from rich.console import RenderableType
+    from rich.text import Text
+
     from toc_cli.commands.output import Output
+    from toc_cli.commands.training_view import watching
     from toc_cli.demo import COMMANDS, run_demo
+    from toc_cli.demo.choice import Choice
+    from toc_cli.report import evaluation
     from toc_cli.report.assembly import assemble
     from toc_cli.report.reading import Run
-    from toc_cli.report.terminal import render
+    from toc_cli.report.terminal import STYLE, render
 
     sink = Output(as_json, quiet)
-    record, files = run_demo(output, keep=keep, criterion=criterion, force=force, progress=sink.progress)
-    sink.result(record, render(assemble([Run("digits_vq.toc.json", record)])))
-    sink.say("Written: " + ", ".join(str(file) for file in files))
+    with watching(sink) if train else nullcontext() as watcher:
+        records, files = run_demo(output, Choice(keep, criterion, force), progress=sink.progress, watcher=watcher)
+    (first, record), *more = records.items()
+    parts: list[RenderableType] = [render(assemble([Run(first, record)])), Text(ROAD, style="bold")]
+    for name, found in more:
+        if "evaluation" in found:
+            parts += evaluation.summary(found)
+        else:
+            report = assemble([Run(name, found)])
+            parts.append(Text(f"{name}: ") + Text(report.headline, style=STYLE[report.tone]))
+    sink.result(records, *parts)
+    pages = [file.name for file in files if file.suffix == ".html"]
+    sink.say(f"Written: {len(files)} files in {output}" + "".join(f"; {page} shows everything" for page in pages) + ".")
     sink.say("The same on your own model:")
     for command in COMMANDS:
         sink.say(f"  {command}")

@@ -93,8 +93,9 @@ def evaluate(
     from toc_cli.fcid.evaluation import evaluate as evaluated
     from toc_cli.fcid.evaluation.export import save_features as save
     from toc_cli.fcid.evaluation.options import PARTS
-    from toc_cli.io.artefact import write_record
+    from toc_cli.io.artefact import read_artefact, write_record
     from toc_cli.io.atomic import check_target
+    from toc_cli.pipeline.artefacts import quantisers_by_key
     from toc_cli.pipeline.options import parse_weights
     from toc_cli.report.evaluation import summary
 
@@ -114,7 +115,7 @@ def evaluate(
     if output is None:
         output = numbered(run)
     check_target(output, force=force, inputs=[data])
-    pruned = {path: pruned_books(path) for path in artefact or ()}
+    pruned = {path: quantisers_by_key(read_artefact(path)) for path in artefact or ()}
     found = evaluated(run, data, options, codebook=lone_codebook(run), artefacts=pruned, progress=sink.progress)
     for warning in found["warnings"]:
         sink.warn(warning["text"])
@@ -152,12 +153,3 @@ def lone_codebook(path: Path) -> tuple[str, Quantiser] | None:
         return None
     book = detect(open_checkpoint(path))[0]
     return book.keys[0][0], read_book(path, 0).form
-
-
-def pruned_books(path: Path) -> dict[str, Quantiser]:
-    """The codebooks of an artefact by the key of the tensor they were cut from."""
-    from toc_cli.io.artefact import read_artefact
-    from toc_cli.pipeline.artefacts import quantiser_of
-
-    artefact = read_artefact(path)
-    return {book["keys"][0][0]: quantiser_of(artefact, id) for id, book in enumerate(artefact.codebooks)}

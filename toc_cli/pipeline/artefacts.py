@@ -129,6 +129,11 @@ def quantiser_of(artefact: Artefact, id: int) -> Quantiser:
         ) from None
 
 
+def quantisers_by_key(artefact: Artefact) -> dict[str, Quantiser]:
+    """The codebooks of an artefact by the key of the tensor that each was cut from."""
+    return {book["keys"][0][0]: quantiser_of(artefact, id) for id, book in enumerate(artefact.codebooks)}
+
+
 def _rebuild(book: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> Quantiser:
     levels, heads, dim = book["levels"], book["heads"], book["dim"]
     codes = _by_levels("codebook", own, levels)

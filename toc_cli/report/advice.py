@@ -77,6 +77,17 @@ def advise(record: Mapping[str, Any], values: Mapping[int, Values]) -> Advice:
     return Advice("ship", f"Ship it: {plural(len(books), 'codebook')} pruned{least}.")
 
 
+def of_all(named: Sequence[tuple[str, Advice, bool]]) -> Advice:
+    """The advice on several runs, each with its name and whether it pruned: the most cautious of those that did."""
+    weighed = [entry for entry in named if entry[2]] or list(named)
+    name, worst, _ = max(weighed, key=lambda entry: ORDER.index(entry[1].kind))
+    if len(weighed) == 1:
+        return worst
+    if worst.kind == "ship":
+        return Advice("ship", f"Ship all {len(weighed)}: what each costs is said below.")
+    return replace(worst, text=f"{shown(name)}: {worst.text}")
+
+
 def _book(record: Mapping[str, Any], book: Mapping[str, Any], values: Values) -> Advice:
     for rule in (_veto, _nothing_lost, _stop):
         found = rule(record, book, values)

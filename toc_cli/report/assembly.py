@@ -120,7 +120,7 @@ def assemble(
     reports = tuple(_run(run, numbers, checks, baseline) for run, numbers in zip(runs, measured, strict=True))
     outcomes = tuple(outcome for report in reports for subject in report.subjects for outcome in subject.outcomes)
     left = sum(len(unweighed(report)) for report in reports)
-    worst = max(reports, key=lambda report: advice.ORDER.index(report.advice.kind)).advice
+    worst = advice.of_all([(report.run.name, report.advice, bool(report.subjects)) for report in reports])
     return Report(
         reports,
         baseline,

@@ -70,7 +70,7 @@ def _validate_evaluation(found: dict[str, Any]) -> None:
         if row["vectors"] == "codes" and row["results"].keys() != ids:
             raise InputError("evaluation: a row of retrieval by codes leaves out a variant.")
     for picture in found.get("pictures", ()):
-        for side in ("true", "generated"):
+        for side in (side for side in ("true", "generated", "pruned") if side in picture):
             try:
                 held = len(base64.b64decode(picture[side], validate=True))
             except binascii.Error:

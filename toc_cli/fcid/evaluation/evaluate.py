@@ -251,8 +251,14 @@ class Evaluation:
         seen = pictures.seen_modality(self.scoring, names)
         if first is None or seen is None or seen not in names:
             return []
-        whole = self.variants[0]
-        shared = {name: next(part.shared(first.test, name, whole)) for name in names}
+        sides = {"generated": self.variants[0]}
+        cut = next((v for v in self.variants if v.form == "subspace" and v.control is None), None)
+        if cut is not None and part.quantised:
+            sides["pruned"] = cut
+        shared = {
+            name: {side: next(part.shared(first.test, name, variant)) for side, variant in sides.items()}
+            for name in names
+        }
         usual = generation.typical(run, self.scoring, seen)
         return pictures.pictures(run, first.train, first.test, shared, seen, usual)
 

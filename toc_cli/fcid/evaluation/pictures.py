@@ -52,26 +52,33 @@ def seen_modality(split: Split, names: Sequence[str]) -> str | None:
 
 
 def pictures(
-    run: TrainedModel, train: Split, test: Split, shared: Mapping[str, Tensor], b: str, usual: Typical
+    run: TrainedModel, train: Split, test: Split, shared: Mapping[str, Mapping[str, Tensor]], b: str, usual: Typical
 ) -> list[dict[str, Any]]:
     """The first clips of a test split: true frames, and those of training seconds nearest to what each modality's codes
-    generate. `shared` holds vectors (N, T, D) per modality."""
+    generate. `shared` holds vectors (N, T, D) per modality and side: `generated`, and `pruned` where codes were.
+    """
     known, true = frames_of(train), frames_of(test)
     if known is None or true is None:
         return []
     count, seconds = min(CLIPS, len(true)), min(SECONDS, true.shape[1])
     rows = torch.cat([seconds_of(batch.x[b]) for batch in train.batches(BATCH)])[: len(known)]  # (M, T, F)
-    flat = rows.flatten(0, 1)
-    found = []
-    for a, vectors in shared.items():
+    flat = rows.flatten(0, 1).contiguous()
+
+    def nearest(vectors: Tensor) -> np.ndarray:
+        """(count, T) numbers of training seconds."""
         made = run.decode(b, vectors[:count], usual.expanded(count, vectors.shape[1]).to(run.device))
-        nearest = assign(seconds_of(made).flatten(0, 1).contiguous(), flat.contiguous()).reshape(count, -1).numpy()
+        return assign(seconds_of(made).flatten(0, 1).contiguous(), flat).reshape(count, -1).numpy()
+
+    found = []
+    for a, sides in shared.items():
+        chosen = {side: nearest(vectors) for side, vectors in sides.items()}
         for clip in range(count):
-            at = [divmod(int(row), rows.shape[1]) for row in nearest[clip, :seconds]]
-            drawn = np.stack([known[n, t] for n, t in at])
-            sides = {"true": grey_or_colour(true[clip, :seconds]), "generated": grey_or_colour(drawn)}
-            shape = list(sides["true"].shape)
-            encoded = {side: base64.b64encode(values.tobytes()).decode() for side, values in sides.items()}
+            drawn = {"true": grey_or_colour(true[clip, :seconds])}
+            for side, numbers in chosen.items():
+                at = [divmod(int(row), rows.shape[1]) for row in numbers[clip, :seconds]]
+                drawn[side] = grey_or_colour(np.stack([known[n, t] for n, t in at]))
+            encoded = {side: base64.b64encode(values.tobytes()).decode() for side, values in drawn.items()}
+            shape = list(drawn["true"].shape)
             found.append({"from": a, "to": b, "split": test.name, "clip": clip, "shape": shape, **encoded})
     return found
 
