@@ -2,7 +2,7 @@
 
     python examples/benchmark/run.py FOLDER                                  # every profile, 5 seeds, all dimensions
     python examples/benchmark/run.py FOLDER --ablations --seeds 2            # each loss and each corrected switch
-    python examples/benchmark/run.py FOLDER --models corrected-2 plain-2 --keep 0.125 0.1875 0.25 0.5
+    python examples/benchmark/run.py FOLDER --models corrected-2 plain-2 --keep 12 0.125 0.1875 0.25 0.5
     python examples/benchmark/run.py FOLDER --validation                     # what choices are made by: no test clip is read
 
 FOLDER/results.json grows by a row at a time, and a run that was stopped goes on where it stood. A row stands for its settings, the
@@ -54,7 +54,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
     options = EvaluateOptions(
         keep=tuple(asked.keep),
-        criteria=CRITERIA if asked.keep else (),
+        criteria=tuple(asked.criteria) if asked.keep else (),
         parts=PARTS,
         probe_seeds=asked.probe_seeds,
         **(VALIDATION if asked.validation else TEST),
@@ -152,7 +152,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--widths", type=int, nargs="+", default=[64])
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--keep", nargs="+", default=[], help="shares of dimensions to prune to, by every criterion")
+    parser.add_argument("--keep", nargs="+", default=[], help="shares or counts of dimensions to prune to")
+    parser.add_argument("--criteria", nargs="+", default=CRITERIA, help="what chooses the dimensions that stay")
     parser.add_argument("--probe-seeds", type=int, default=3)
     parser.add_argument("--validation", action="store_true", help="evaluate on the validation splits alone")
     return parser.parse_args()

@@ -24,15 +24,23 @@ COLUMNS = {
     "retrieval": ("retrieval codes",),
 }
 """Column -> the figure of a row that it shows: the first that is there."""
-MEAN_OF = ("clip", "second", "other writers, voices: clip", "retrieval")
-"""Classification, localisation, transfer and retrieval."""
+PARTS = {
+    "classification": ("clip", "attribute"),
+    "localisation": ("second",),
+    "transfer": ("one event to two", "other writers, voices: clip", "other: second"),
+    "retrieval": ("retrieval",),
+}
+"""What the mean of parts is of: each part the mean of its figures."""
+MEAN = "mean of parts"
 
 
 def column(row: Row, name: str, variant: str = "full") -> float | None:
     """A figure of a row in percent; None where it was not measured."""
-    if name == "mean of four":
-        parts = [column(row, part, variant) for part in MEAN_OF]
-        return None if None in parts else float(np.mean([part for part in parts if part is not None]))
+    if name == MEAN:
+        parts = [[column(row, figure, variant) for figure in own] for own in PARTS.values()]
+        if any(value is None for own in parts for value in own):
+            return None
+        return float(np.mean([np.mean([value for value in own if value is not None]) for own in parts]))
     for figure in COLUMNS[name]:
         if variant in row["figures"].get(figure, {}):
             return 100 * float(row["figures"][figure][variant])
@@ -81,7 +89,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
 def of_models(rows: Sequence[Row]) -> list[str]:
     """Every profile, and how far the corrected one is ahead of each."""
     names = [name for name in profiles() if any(row["model"] == name for row in rows)]
-    shown_columns = [name for name in (*COLUMNS, "mean of four") if any(column(row, name) is not None for row in rows)]
+    shown_columns = [name for name in (*COLUMNS, MEAN) if any(column(row, name) is not None for row in rows)]
     by_model = {name: [row for row in rows if row["model"] == name] for name in names}
     lines = [[f"`{name}` ({len(own)})", *(values(own, c) for c in shown_columns)] for name, own in by_model.items()]
     text = ["Mean over seeds, in percent, ± their standard deviation; in brackets how many seeds.", ""]
@@ -106,7 +114,7 @@ def of_ablations(rows: Sequence[Row]) -> list[str]:
     names = [name for name in ablations() if any(row["model"] == name for row in rows)]
     if not names or not whole:
         return []
-    columns = [name for name in (*COLUMNS, "mean of four") if any(column(row, name) is not None for row in rows)]
+    columns = [name for name in (*COLUMNS, MEAN) if any(column(row, name) is not None for row in rows)]
     lines = [
         [name, *(difference([row for row in rows if row["model"] == name], whole, c) for c in columns)]
         for name in names
@@ -120,9 +128,7 @@ def of_pruning(rows: Sequence[Row]) -> list[str]:
     for name in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == name]
         variants = list(dict.fromkeys(v for row in own for f in row["figures"].values() for v in f if v != "full"))
-        columns = [
-            c for c in ("clip", "attribute", "second", "mean of four") if any(column(row, c) is not None for row in own)
-        ]
+        columns = [c for c in ("clip", "attribute", "second", MEAN) if any(column(row, c) is not None for row in own)]
         lines = [[variant, *(shown(losses(own, c, variant)) for c in columns)] for variant in variants]
         text += [
             f"`{name}`, in points against all dimensions, over {len(own)} seeds:",
@@ -152,7 +158,9 @@ def document(rows: Sequence[Row]) -> str:
     text += [
         "Made by `python examples/benchmark/run.py FOLDER` (its options are in its first lines) and "
         "`python examples/benchmark/tables.py FOLDER`. Every figure is the mean of video to audio and back; "
-        "the epoch is chosen on the validation split, and so are the probes'.",
+        "the epoch is chosen on the validation split, and so are the probes'. The mean of parts is that of classification "
+        "(clip, attribute), localisation (second), transfer (one event to two, other writers and voices) and retrieval (mAP of codes), "
+        "each the mean of its figures.",
         "",
     ]
     for group, own in grouped(rows).items():

@@ -5,7 +5,6 @@ The floor of `optimize` is reading the features with h5py plus the bare single-p
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from toc_cli.bench.processes import run_toc
 from toc_cli.ops.criteria.base import Known
 from toc_cli.ops.criterion import CRITERIA
 
@@ -129,15 +129,9 @@ def _floor(features: Path, model: Path) -> dict[str, float]:
 
 def run_command(words: list[str], switch: dict[str, str]) -> dict[str, float]:
     """One run of the command line as a process: its wall seconds and peak memory, and the seconds that importing torch takes."""
-    began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "toc_cli", *words], env=os.environ | switch)
-    _, status, used = os.wait4(child.pid, 0)  # of this child alone
-    seconds = time.perf_counter() - began
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, child.args)
+    used = run_toc(words, switch)
     start = timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
-    return {"seconds": seconds, "start": start, "peak": used.ru_maxrss * 1024}
+    return {"seconds": used.seconds, "start": start, "peak": used.peak}
 
 
 def timed(run: Callable[[], Any]) -> float:
