@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from toc_cli.report import Run, assemble, report_runs, terminal
 from toc_cli.report.checks import Bound, judge, parse, parse_bound
 from toc_cli.report.config import from_config
 from toc_cli.report.formats import FORMATS, drawn
+from toc_cli.report.reading import read_run
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
@@ -344,3 +346,107 @@ def test_a_relative_bound_is_shown_as_a_number_and_as_it_was_written() -> None:
         ("perplexity>=baseline", None, "perplexity is 2; asked: perplexity>=baseline: there is no baseline yet"),
     ):
         assert judge(parse(text), "r", run, {"perplexity": 2.0}, baseline).sentence() == shown
+
+
+GATE = '\ntoken_agreement = ["error", {min = "95%"}]\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"[tools.toc.checks]{GATE}", f"[tool.toc_cli.checks]{GATE}", f"[tool.TOC.checks]{GATE}", f'[tool."toc.checks"]{GATE}',
+     f"[tool.checks]{GATE}", GATE],
+)  # fmt: skip
+def test_a_misspelt_table_is_told(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("toc.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"\[tool\.toc\.checks\]"):
+        from_config(None)
+
+
+@pytest.mark.parametrize("name", ["toc.toml", "pyproject.toml"])
+def test_settings_that_are_no_file_are_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for make in (lambda path: path.symlink_to("gone"), Path.mkdir):
+        make(Path(name))
+        with pytest.raises(InputError, match=f"{name} here is no file that can be read"):
+            from_config(None)
+        Path(name).unlink() if Path(name).is_symlink() else Path(name).rmdir()
+
+
+def test_other_tables_are_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pyproject.toml").write_text(
+        "[tool.ruff.lint]\nselect = ['E']\n[tool.tox]\nx = 1\n[tool.uv.sources]\na = 1\n[project]\n"
+    )
+    assert from_config(None) == []
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["token_agreement>=baseline*0", "token_agreement>=baseline*-1", "token_agreement>=baseline-1", "token_agreement>=baseline-100%",
+     "token_agreement<=baseline+100%", "distortion>=baseline*0", "distortion>=baseline*-2"],
+)  # fmt: skip
+def test_a_relative_bound_that_no_value_can_miss(record: dict[str, Any], check: str) -> None:
+    with pytest.raises(UsageError, match="always holds"):
+        assemble([Run("r.toc.json", record)], [parse(check)], first=True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "sign", "number"), [("token_agreement", ">=0.9", 2.0), ("distortion", "<=3", -5.0), ("bytes", "<=3", -5)]
+)
+def test_an_impossible_value_fails(record: dict[str, Any], metric: str, sign: str, number: float) -> None:
+    record["codebooks"][0]["after"][metric] = number
+    found = assemble([Run("r.toc.json", record)], [parse(metric + sign)]).outcomes
+    assert [(o.status, o.reason) for o in found] == [
+        ("failed", "it cannot have this value: the record is not as it was written")
+    ]
+
+
+def test_a_record_is_not_its_own_baseline(record: dict[str, Any], save: Callable[..., Path], tmp_path: Path) -> None:
+    path = save(record)
+    with pytest.raises(UsageError, match="is its own baseline"):
+        report_runs([path], baseline=path, expressions=["bytes<=baseline"])
+    (tmp_path / "link.toc.json").symlink_to(path)
+    with pytest.raises(UsageError, match="is its own baseline"):
+        report_runs([path], baseline=tmp_path / "link.toc.json")
+
+
+def test_the_newest_record_is_not_the_baseline(
+    record: dict[str, Any], save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new, old = save(record, "new.toc.json"), save(record, "old.toc.json")
+    os.utime(new, ns=(0, 0))
+    assert [run.run.name for run in report_runs(baseline=old).report.runs] == ["new.toc.json"]
+    new.unlink()
+    with pytest.raises(UsageError, match="other than the baseline"):
+        report_runs(baseline=old)
+
+
+def test_records_that_do_not_say_their_features_are_not_compared(
+    record: dict[str, Any], before: dict[str, Any]
+) -> None:
+    record["inputs"] = before["inputs"] = []
+    with pytest.raises(UsageError, match="does not say which features"):
+        assemble([Run("new.toc.json", record)], [], Run("old.toc.json", before))
+
+
+def test_a_record_without_codebooks_passes_no_gate(record: dict[str, Any], before: dict[str, Any]) -> None:
+    before["codebooks"] = []
+    with pytest.raises(InputError, match=r"bare\.toc\.json has no codebook, so that no check applies to it"):
+        assemble([Run("r.toc.json", record), Run("bare.toc.json", before)], [parse("token_agreement>=0.1")])
+
+
+def test_a_name_that_stands_twice_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "model.toc.json"
+    path.write_text(json.dumps(record).replace('"dead_codes": ', '"dead_codes": 9, "dead_codes": ', 1))
+    with pytest.raises(InputError, match="'dead_codes' twice"):
+        read_run(path)
+
+
+@pytest.mark.parametrize("trait", ["id", "key"])
+def test_codebooks_are_told_apart(record: dict[str, Any], save: Callable[..., Path], trait: str) -> None:
+    other = {**record["codebooks"][0], "id": 1, "key": "other"}
+    record["codebooks"].append({**other, trait: record["codebooks"][0][trait]})
+    with pytest.raises(InputError, match=f"Two codebooks have one {trait}"):
+        read_run(save(record))

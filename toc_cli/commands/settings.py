@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from toc_cli.errors import UsageError
 from toc_cli.io.names import printable
-from toc_cli.io.settings import CONFIG_FILES, read_toml
+from toc_cli.io.settings import read_toml, standing
 
 NEVER = {"checkpoint", "features", "output", "force", "dry_run", "help"}
 """What one run is about is said on its command line."""
@@ -22,8 +21,9 @@ def defaults(parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
     `parameters` are those of the command, by name.
     """
-    for name in CONFIG_FILES:
-        table: Any = read_toml(Path(name)) if Path(name).is_file() else {}
+    for path in standing():
+        name = str(path)
+        table: Any = read_toml(path)
         for part in ("tool", "toc", "optimize"):
             table = table.get(part) if isinstance(table, Mapping) else None
         if table is None:

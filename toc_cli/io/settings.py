@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ CONFIG_FILES = ("toc.toml", "pyproject.toml")
 TABLES = ("checks", "optimize")
 """The tables under [tool.toc] that something reads."""
 MOST_BYTES = 4 * 2**20
+
+
+def standing() -> list[Path]:
+    """Those of `CONFIG_FILES` that are here; InputError for a name that is no file (a folder, a link to nothing)."""
+    found = [Path(name) for name in CONFIG_FILES if os.path.lexists(name)]
+    for path in found:
+        if not path.is_file():
+            raise InputError(f"{path} here is no file that can be read.", "Mend or remove it: settings may be meant.")
+    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toc_cli import __version__
-from toc_cli.errors import CheckFailed, UsageError
+from toc_cli.errors import CheckFailed, InputError, UsageError
 from toc_cli.report import advice, verdict
 from toc_cli.report import checks as gate
 from toc_cli.report.advice import Advice
@@ -116,6 +116,8 @@ def assemble(
     measured = [[values(book, run.record) for book in run.record["codebooks"]] for run in runs]
     gate.known(checks, {name for numbers in measured for book in numbers for name in book})
     gate.meant(checks)
+    if checks and (bare := [run.name for run in runs if not run.record["codebooks"]]):
+        raise InputError(f"{shown(bare[0])} has no codebook, so that no check applies to it.", "Leave it out.")
     notes = () if baseline is None else tuple(compared(run, baseline, baseline_any) for run in runs)
     reports = tuple(_run(run, numbers, checks, baseline) for run, numbers in zip(runs, measured, strict=True))
     outcomes = tuple(outcome for report in reports for subject in report.subjects for outcome in subject.outcomes)

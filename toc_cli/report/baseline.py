@@ -27,6 +27,9 @@ def compared(run: Run, baseline: Run, anyway: bool) -> str:
     if mine.keys() != theirs.keys():
         differs.append(f"of another checkpoint ({_names(theirs)}; this run: {_names(mine)})")
     mine, theirs = _inputs(run, "features"), _inputs(baseline, "features")
+    if not (mine and theirs) and not anyway:
+        silent = own if not mine else other
+        raise UsageError(f"{silent} does not say which features it was measured on.", ANYWAY)
     rows = [name for name in ROWS if _option(run, name) != _option(baseline, name)]
     if mine.keys() != theirs.keys() or rows:
         what = f"other rows ({', '.join(rows)} differ)" if mine.keys() == theirs.keys() else "other features"

@@ -19,6 +19,8 @@ from toc_cli.report.words import plural, raw
 Level = Literal["error", "warn"]
 GRAMMAR = "NAME >= 0.95 or >= 95%, or NAME <= baseline * 1.05 (also >, <, == and baseline + or - NUMBER)"
 COMMAND_LINE = "the command line"
+ROUNDING = 1e-6
+"""How far a number may lie outside of what it can be before its record counts as altered."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?%?"
 _BOUND = re.compile(rf"\s*(?:(?P<number>{_NUMBER})|baseline(?:\s*(?P<sign>[-+*])\s*(?P<by>{_NUMBER}))?)\s*")
@@ -43,6 +45,13 @@ class Bound:
         if baseline is None:
             return None
         return {"+": operator.add, "-": operator.sub, "*": operator.mul}[self.sign](baseline, self.number)
+
+    def between(self, low: float, high: float) -> tuple[float, float]:
+        """The least and the most that the bound can be, for a baseline from `low` to `high` (infinite ends allowed)."""
+        if self.sign == "*" and not self.number:
+            return 0.0, 0.0
+        ends = [self.value(low), self.value(high)]
+        return min(end for end in ends if end is not None), max(end for end in ends if end is not None)
 
 
 @dataclass(frozen=True)
@@ -139,18 +148,12 @@ def meant(checks: Sequence[Check]) -> None:
             raise UsageError(
                 f"{said}: {metric.name} is no share, so a percentage says nothing.", f"Write a plain number.{helps}"
             )
-        if bound.sign:
-            continue
         low, high = span(metric)
-        always = {
-            ">=": bound.number <= low,
-            ">": bound.number < low,
-            "<=": bound.number >= high,
-            "<": bound.number > high,
-        }
+        least, most = bound.between(low, high)
+        always = {">=": most <= low, ">": most < low, "<=": least >= high, "<": least > high}
         never = {
-            ">=": bound.number > high, ">": bound.number >= high, "<=": bound.number < low, "<": bound.number <= low,
-            "==": not low <= bound.number <= high,
+            ">=": least > high, ">": least >= high, "<=": most < low, "<": most <= low,
+            "==": not (least <= high and low <= most),
         }  # fmt: skip
         if always.get(check.operator) or never[check.operator]:
             held = "always holds" if always.get(check.operator) else "never holds"
@@ -212,6 +215,9 @@ def judge(
         return outcome("failed", None, "the baseline does not have this number")
     if measured is None:
         return outcome("failed", bound, "it is undefined for this run")
+    low, high = span(describe(check.metric))
+    if not low - ROUNDING <= measured <= high + ROUNDING:
+        return outcome("failed", bound, "it cannot have this value: the record is not as it was written")
     return outcome("passed" if _HOLDS[check.operator](measured, bound) else "failed", bound)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
 from toc_cli.errors import UsageError
-from toc_cli.io.settings import CONFIG_FILES, TABLES, read_toml
+from toc_cli.io.settings import TABLES, read_toml, standing
 from toc_cli.report.checks import GRAMMAR, Check, Level, bounded_check
 from toc_cli.report.words import name as shown
 
 EXAMPLE = 'Write lines such as token_agreement = ["error", {min = "95%"}] under [tool.toc.checks].'
+
+MEANT = "tool.toc.checks"
+NEAR = 0.84
+"""From this likeness of a table's name on (`tool.checks`, `tool.toc_cli.checks`), the gate's own is meant."""
 
 
 def from_config(path: Path | None) -> list[Check]:
@@ -25,7 +29,7 @@ def from_config(path: Path | None) -> list[Check]:
         if found is None:
             raise UsageError(f"No checks in {shown(str(path), 200)}.", EXAMPLE)
         return found
-    here = {name: _checks(read_toml(Path(name)), Path(name)) for name in CONFIG_FILES if Path(name).is_file()}
+    here = {str(path): _checks(read_toml(path), path) for path in standing()}
     holding = {name: checks for name, checks in here.items() if checks is not None}
     if len(holding) > 1:
         raise UsageError(
@@ -40,6 +44,7 @@ def _checks(config: Mapping[str, Any], path: Path) -> list[Check] | None:
     for wrong in ("checks", "check", "toc"):
         if wrong in config:
             raise UsageError(f"{where} has a table [{wrong}], which nothing reads.", "Call it [tool.toc.checks].")
+    _misspelt(config, where)
     table: Any = config
     for depth, part in enumerate(("tool", "toc", "checks")):
         if not isinstance(table, Mapping):
@@ -57,6 +62,25 @@ def _checks(config: Mapping[str, Any], path: Path) -> list[Check] | None:
     if not found:
         raise UsageError(f"No checks in {where}: its [tool.toc.checks] is empty.", EXAMPLE)
     return found
+
+
+def _misspelt(config: Mapping[str, Any], where: str) -> None:
+    """UsageError for `[tools.toc.checks]`, `[tool.toc_cli.checks]`, `[tool.checks]` and checks under no table at all."""
+    for name in _table_names(config):
+        if name != MEANT and SequenceMatcher(None, name.casefold(), MEANT).ratio() >= NEAR:
+            raise UsageError(f"{where} has [{shown(name)}], which nothing reads.", f"Call it [{MEANT}].")
+    for name, entry in config.items():
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] in ("error", "warn"):
+            raise UsageError(f"{where} has the check {shown(name)} in no table.", f"Write [{MEANT}] above it.")
+
+
+def _table_names(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Dotted names of the tables down to the third level; a part that holds a dot stands in quotes."""
+    for name, inner in config.items():
+        parts = (*above, f'"{name}"' if "." in name else name)
+        yield ".".join(parts)
+        if isinstance(inner, Mapping) and len(parts) < 3:
+            yield from _table_names(inner, parts)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

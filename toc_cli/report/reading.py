@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +27,20 @@ class Run:
     """Of a schema that this toc does not read: only the ids, keys and numbers of its codebooks are known to be there."""
 
 
-def locate(paths: Sequence[Path]) -> list[Path]:
-    """The named records, or the newest `*.toc.json` of the current folder where none is named."""
-    return list(paths) or [newest(Path())]
+def locate(paths: Sequence[Path], baseline: Path | None = None) -> list[Path]:
+    """The named records, or the newest `*.toc.json` of the current folder, other than the baseline, where none is named.
+
+    UsageError where a named record is the baseline itself: against itself every relative check holds.
+    """
+    if not paths:
+        return [newest(Path(), baseline)]
+    for path in paths:
+        if _same(path, baseline):
+            raise UsageError(
+                f"{shown(str(path), 200)} is its own baseline: it would be compared with itself.",
+                "Name the record of an earlier run with --baseline.",
+            )
+    return list(paths)
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -57,7 +69,7 @@ def read_run(path: Path, *, foreign: bool = False) -> Run:
     except UnicodeDecodeError as error:
         raise InputError(f"{label} is not text.", f"Name the {SUFFIX} record, not the artefact.") from error
     try:
-        record = json.loads(text, parse_constant=_refuse)
+        record = json.loads(text, parse_constant=_refuse, object_pairs_hook=_distinct)
         schema.validate(record)
     except InputError as error:
         if foreign and _has_numbers(record):
@@ -68,14 +80,19 @@ def read_run(path: Path, *, foreign: bool = False) -> Run:
     return Run(path.name, record)
 
 
-def newest(folder: Path) -> Path:
-    """The record that was written last in a folder; UsageError where there is none."""
-    found = [path for path in folder.glob(f"*{SUFFIX}") if path.is_file()]
+def newest(folder: Path, baseline: Path | None = None) -> Path:
+    """The record that was written last in a folder, other than the baseline; UsageError where there is none."""
+    found = [path for path in folder.glob(f"*{SUFFIX}") if path.is_file() and not _same(path, baseline)]
     if not found:
+        other = "" if baseline is None else " other than the baseline"
         raise UsageError(
-            f"No *{SUFFIX} in {shown(str(folder.resolve()), 200)}.", "Name a record, or run toc optimize first."
+            f"No *{SUFFIX}{other} in {shown(str(folder.resolve()), 200)}.", "Name a record, or run toc optimize first."
         )
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.exists() and other.exists() and path.samefile(other)
 
 
 def _has_numbers(record: Any) -> bool:
@@ -87,6 +104,14 @@ def _has_numbers(record: Any) -> bool:
         and isinstance(book.get("after"), dict)
         for book in books
     )
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has {shown(twice, 60)!r} twice")
+    return found
 
 
 def _refuse(constant: str) -> NoReturn:

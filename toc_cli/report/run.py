@@ -39,7 +39,7 @@ def report_runs(
     Raises UsageError (a check, format or flag that cannot be meant), InputError (a record that cannot be used),
     OutputError. A failed check raises nothing here: see `Report.raise_failed`.
     """
-    paths = locate(records)
+    paths = locate(records, baseline)
     if update_baseline and (baseline is None or len(paths) != 1):
         raise UsageError("--update-baseline needs --baseline and exactly one record.", "Name the record to copy.")
     targets = writing.parse_formats(formats)

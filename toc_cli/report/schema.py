@@ -29,6 +29,10 @@ def validate(value: Any, kind: str = "record") -> None:
             f"Not a {kind} of a schema this toc reads: {_place(problem.absolute_path)} {problem.message[:200]}."
         )
     if kind == "record":
+        for trait in ("id", "key"):
+            named = [codebook[trait] for codebook in value["codebooks"]]
+            if len(set(named)) < len(named):
+                raise InputError(f"Two codebooks have one {trait}.")
         for codebook in value["codebooks"]:
             _validate_lengths(codebook)
         _validate_evaluation(value.get("evaluation") or {})
