@@ -68,8 +68,10 @@ def read_header(file: IO[bytes], shown: str, available: int) -> ArrayHeader:
             f"{shown} is an array of Python objects, which only a pickle can hold; it is not loaded.",
             "Save it as plain numbers: np.save(path, np.stack(array).astype('float32')).",
         )
+    if any(n < 0 for n in shape):
+        raise InputError(f"{shown} has a broken numpy header: its shape is {shape}.")
     header = ArrayHeader(shape, dtype, fortran, text.tell())
-    if any(n < 0 for n in shape) or header.length + header.nbytes > available:
+    if header.length + header.nbytes > available:
         raise InputError(
             f"{shown} is truncated: shape {shape} of {dtype} takes {header.nbytes:,} bytes, "
             f"{max(available - header.length, 0):,} are there.",

@@ -149,6 +149,23 @@ def _array(dataset: Any, types: list[tuple[Any, np.dtype[Any], bool]], shown: st
     return Hdf5Array(shape, dtype, chunks, creation.get_nfilters() > 0, stamped)
 
 
+def check_written(dataset: Any, where: str) -> None:
+    """InputError where a large dataset (low-level) is mostly fill values: it may announce any number of rows in no bytes."""
+    creation = dataset.get_create_plist()
+    announced = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if announced <= SMALL:
+        return
+    if creation.get_layout() == h5py.h5d.CHUNKED:
+        written = dataset.get_num_chunks() * math.prod(creation.get_chunk()) * dataset.dtype.itemsize
+    else:
+        written = dataset.get_storage_size()
+    if 2 * written < announced:
+        raise InputError(
+            f"{where} announces {announced:,} bytes, of which {written:,} were ever written.",
+            "Write it in full, or resize it.",
+        )
+
+
 def check_chunks(dataset: Any, where: str, *, flood: int = SMALL) -> None:
     """Whether the stored chunks of a dataset (low-level) can be what it says. InputError for what would crash or flood:
     a chunk too short for its checksum, or far longer than what it holds, stored or unpacked; chunks that could unpack to

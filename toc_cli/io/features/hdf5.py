@@ -76,8 +76,9 @@ class Hdf5Rows(Reader):
             access.set_chunk_cache(min(100_003, 16 * chunks + 1), cache, 1.0)
         try:
             self._id = h5py.h5d.open(file.id, source.name.encode("utf-8", "surrogateescape"), access)
+            where = f"{printable(source.path)}: {printable(source.name)}"
+            hdf5.check_written(self._id, where)
             if not source.checked:
-                where = f"{printable(source.path)}: {printable(source.name)}"
                 hdf5.check_chunks(self._id, where, flood=FLOOD)
                 source.checked = True
         except hdf5.ERRORS as error:
