@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cli import toc
 from toc_cli.demo import CHECKPOINT, FEATURES, avdigits
-from toc_cli.demo.choice import Choice
+from toc_cli.demo.choice import DemoChoice
 from toc_cli.demo.decoder import decode
 from toc_cli.fcid.evaluation import silent
 from toc_cli.fcid.run_folder import RunFolder, load_model
@@ -65,7 +65,7 @@ def test_it_trains_with_the_settings_of_the_run_that_it_ships(tmp_path: Path, mo
     monkeypatch.setattr(avdigits, "EVALUATION", quick)
     seen: list[int] = []
     watcher = Watcher(on_step=lambda report: seen.append(report.step))
-    choice = Choice(keep="0.25", criterion="pca")
+    choice = DemoChoice(keep="0.25", criterion="pca")
     records, files = avdigits.walk(tmp_path / "out", choice, silent, watcher)
     assert seen == list(range(1, 24))
     assert set(records) == {"fine.toc.json", "coarse.toc.json", "evaluation.toc.json"}

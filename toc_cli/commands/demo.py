@@ -35,7 +35,7 @@ def demo(
     from toc_cli.commands.output import Output
     from toc_cli.commands.training_view import watching
     from toc_cli.demo import COMMANDS, run_demo
-    from toc_cli.demo.choice import Choice
+    from toc_cli.demo.choice import DemoChoice
     from toc_cli.report import evaluation
     from toc_cli.report.assembly import assemble
     from toc_cli.report.reading import Run
@@ -43,7 +43,7 @@ def demo(
 
     sink = Output(as_json, quiet)
     with watching(sink) if train else nullcontext() as watcher:
-        records, files = run_demo(output, Choice(keep, criterion, force), progress=sink.progress, watcher=watcher)
+        records, files = run_demo(output, DemoChoice(keep, criterion, force), progress=sink.progress, watcher=watcher)
     (first, record), *more = records.items()
     parts: list[RenderableType] = [render(assemble([Run(first, record)])), Text(ROAD, style="bold")]
     for name, found in more:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toc_cli.demo import avdigits, digits
-from toc_cli.demo.choice import Choice
+from toc_cli.demo.choice import DemoChoice
 from toc_cli.errors import UsageError
 from toc_cli.fcid.evaluation import Progress
 from toc_cli.fcid.trainer import Watcher
@@ -27,7 +27,7 @@ COMMANDS = (
 
 
 def run_demo(
-    folder: Path, choice: Choice, *, progress: Progress, watcher: Watcher | None = None
+    folder: Path, choice: DemoChoice, *, progress: Progress, watcher: Watcher | None = None
 ) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """Walk both roads in `folder`; a `watcher` looks on while FCID is trained anew.
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toc_cli.demo.choice import Choice
+from toc_cli.demo.choice import DemoChoice
 from toc_cli.fcid.evaluation import EvaluateOptions, Progress, evaluate
 from toc_cli.fcid.evaluation.export import save_features
 from toc_cli.fcid.run import train
@@ -29,7 +29,7 @@ EVALUATION = EvaluateOptions(
 
 
 def walk(
-    folder: Path, choice: Choice, progress: Progress, watcher: Watcher | None
+    folder: Path, choice: DemoChoice, progress: Progress, watcher: Watcher | None
 ) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """Take the bundled run, or train one with its settings where a `watcher` looks on; prune its codebooks, quantise, evaluate.
 

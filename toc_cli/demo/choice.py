@@ -9,7 +9,7 @@ BOUND = 0.01
 
 
 @dataclass(frozen=True)
-class Choice:
+class DemoChoice:
     """As in `toc optimize`; `--keep auto` stays within 1 % of excess distortion."""
 
     keep: str = "auto"

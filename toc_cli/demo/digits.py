@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toc_cli.demo.choice import Choice
+from toc_cli.demo.choice import DemoChoice
 from toc_cli.demo.decoder import outcome
 from toc_cli.io.atomic import atomic_file
 from toc_cli.io.families.base import Mode
@@ -19,7 +19,7 @@ CHECKPOINT = HERE / "digits_vq.safetensors"
 FEATURES = HERE / "digits_features.h5"
 
 
-def walk(folder: Path, choice: Choice, progress: Progress) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+def walk(folder: Path, choice: DemoChoice, progress: Progress) -> tuple[dict[str, dict[str, Any]], list[Path]]:
     """Copy the bundled model and features to `folder`, optimise in every emit mode, quantise. Its record by name, and the files."""
     options = Options(emit=EMIT, sweep="0.1:1.0:10", **choice.options())
     plan = plan_optimization(CHECKPOINT, FEATURES, options, progress=progress)
