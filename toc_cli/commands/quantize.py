@@ -26,6 +26,12 @@ def quantize(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.h5", help="Default: <stem>.tokens.h5.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toc.json", help="Also write what was counted as a record, for toc report and its checks."
+        ),
+    ] = None,
     vectors: Annotated[bool, typer.Option("--vectors", help="Write the quantised vectors too.")] = False,
     book: Annotated[int | None, typer.Option("--id", help="Which codebook of the file. Default: the first.")] = None,
     key: Annotated[
@@ -58,7 +64,7 @@ def quantize(
         max_memory=parse_bytes(max_memory), device=device,
     )  # fmt: skip
     sink = Output(as_json, quiet)
-    done = quantize_features(features, codebook, output, options, force=force, progress=sink.progress)
+    done = quantize_features(features, codebook, output, options, record=record, force=force, progress=sink.progress)
     if done["elsewhere"]:
         sink.warn(done["elsewhere"])
     for warning in done["warnings"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 
 from toc_cli import __version__
 from toc_cli.errors import UsageError
+from toc_cli.io.artefact import RECORD_SCHEMA, write_record
 from toc_cli.io.atomic import check_target, write_errors
 from toc_cli.io.features import Features, Stream, open_features
 from toc_cli.io.features.places import local_file
@@ -28,6 +29,8 @@ from toc_cli.ops.usage import collisions, table_usage, usage
 from toc_cli.pipeline.counting import tally, zeros
 from toc_cli.pipeline.options import Progress, silent
 from toc_cli.pipeline.outputs import place_for
+from toc_cli.pipeline.provenance import hash_inputs, inputs_of
+from toc_cli.pipeline.ranks import Ranks
 from toc_cli.pipeline.reading.chosen import choose_codebook
 from toc_cli.pipeline.reading.said import Said
 from toc_cli.pipeline.source import device_of, form_for
@@ -55,11 +58,13 @@ def quantize_features(
     output: Path | None,
     options: QuantizeOptions,
     *,
+    record: Path | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write `<stem>.tokens.h5`: a dataset per modality, tokens in the smallest unsigned dtype that fits, and what was counted.
 
+    `record` is where a run record of what was counted goes, for `toc report` and its checks.
     Token axes: the features' own without the channel axis, then levels (if several), then heads (if several).
     """
     source = local_file(str(features[0]).partition("=")[2] or str(features[0]))
@@ -70,11 +75,14 @@ def quantize_features(
         features, modalities=options.modalities, channel_axis=options.channel_axis, max_memory=options.max_memory
     )
     check_target(target, force=force, inputs=[codebook, *opened.files])
+    if record is not None:
+        check_target(record, force=force, inputs=[codebook, *opened.files, target])
     device = device_of(options.device)
     codebook = here(codebook)
     said = Said(options.reading, options.space, options.channel_axis)
     chosen = choose_codebook(codebook, opened, options.book, said)
     done = []
+    hashed = None if record is None else hash_inputs(chosen.checkpoint, opened, Ranks())
     with published(target, force=force) as aside, write_errors(target), NewHdf5(aside) as file:
         file.root.attrs["toc.version"] = __version__
         file.root.attrs[CODEBOOK_HASH] = chosen.hash
@@ -89,9 +97,26 @@ def quantize_features(
         chosen.checkpoint.refuse_changes()
         opened.refuse_changes()
     elsewhere = "" if output else elsewhere
+    if record is not None and hashed is not None:
+        counted = {"codebook": codebook.name, "id": options.book or 0, "evidence": chosen.evidence, "datasets": done}
+        inputs = inputs_of([hashed.result()], opened)
+        write_record(record, _record(inputs, options, counted))
     return {
         "output": str(target), "elsewhere": elsewhere, "codebook": codebook.name, "id": options.book or 0,
         "evidence": chosen.evidence, "warnings": chosen.warnings, "datasets": done,
+    }  # fmt: skip
+
+
+def _record(
+    inputs: Sequence[Mapping[str, Any]], options: QuantizeOptions, counted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The run record of what was counted: what decided it, and nothing of how fast."""
+    about = {name: value for name, value in asdict(options).items() if name not in ("max_memory", "device", "reading")}
+    about |= {name: value for name, value in options.reading.items() if value is not None}
+    return {
+        "schema_version": RECORD_SCHEMA, "tool": {"name": "toc", "version": __version__}, "inputs": list(inputs),
+        "options": about | {"modalities": list(options.modalities)}, "outputs": [], "warnings": [], "codebooks": [],
+        "tokens": dict(counted),
     }  # fmt: skip
 
 

@@ -48,6 +48,14 @@ DEFAULTS = {"normalize": "none", "seed": 0}
 """Options that a command repeats: how the files are read always, how dimensions are chosen where the criterion stays."""
 
 
+EVALUATED = {
+    "keep": "--keep", "criteria": "--criterion", "tasks": "--task", "transfer": "--transfer", "modalities": "--modality",
+    "parts": "--part", "scoring_split": "--scoring-split", "retrieval_splits": "--retrieval-split", "probe_seeds": "--seeds",
+    "probe_epochs": "--probe-epochs", "probe_width": "--probe-width", "seed": "--seed",
+}  # fmt: skip
+"""Options of an evaluation that a command repeats."""
+
+
 @dataclass(frozen=True)
 class Advice:
     """What to do about a run or a codebook."""
@@ -66,7 +74,8 @@ def advise(record: Mapping[str, Any], values: Mapping[int, Values]) -> Advice:
     """The advice on a run: the most cautious of its codebooks', all of them summed up where every one ships."""
     books = record["codebooks"]
     if not books:
-        return Advice("weigh", "Nothing was pruned in this run: read its figures.")
+        what = "Tokens were counted, nothing was pruned" if "tokens" in record else "Nothing was pruned in this run"
+        return Advice("weigh", f"{what}: read its figures.")
     each = [_book(record, book, values[book["id"]]) for book in books]
     worst = max(each, key=lambda advice: ORDER.index(advice.kind))
     if len(books) == 1 or worst.kind != "ship":
@@ -253,6 +262,10 @@ def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **cha
 
     Of the forms only those in `emit` are asked again.
     """
+    if "tokens" in record:
+        return f"toc quantize FEATURES --codebook {_quoted(record['tokens']['codebook'])}"
+    if "evaluation" in record:
+        return _evaluated(record)
     options = {**record["options"], **changes}
     modes = [m for m in options.get("emit", ()) if m != "codebook" and (emit is None or m in emit)]
     named = {role: [e["name"] for e in record["inputs"] if e["role"] == role] for role in ("checkpoint", "features")}
@@ -280,6 +293,24 @@ def rerun(record: Mapping[str, Any], *, emit: Sequence[str] | None = None, **cha
         if value not in (None, [], DEFAULTS.get(name)):
             words += [f"{flag} {_quoted(one)}" for one in (value if isinstance(value, list) else [value])]
     return " ".join([*words, *(f"--emit {_quoted(mode)}" for mode in modes)])
+
+
+def _evaluated(record: Mapping[str, Any]) -> str:
+    """The command that makes an evaluation's record."""
+    found, options = record["evaluation"], record["options"]
+    words = ["toc evaluate", _quoted(found["source"]["name"]), _quoted(found["data"])]
+    for name, flag in EVALUATED.items():
+        value = options.get(name)
+        if name == "keep" and value == []:
+            words.append("--keep none")
+        elif name == "criteria" and options.get("keep") == []:
+            continue
+        elif isinstance(value, list) and name in ("keep", "criteria"):
+            words.append(f"{flag} {_quoted(','.join(map(str, value)))}")
+        elif value not in (None, []):
+            words += [f"{flag} {_quoted(one)}" for one in (value if isinstance(value, list) else [value])]
+    artefacts = [entry["name"] for entry in record["inputs"] if entry["role"] == "artefact"]
+    return " ".join([*words, *(f"--artefact {_quoted(name)}" for name in artefacts)])
 
 
 def _quoted(value: object) -> str:

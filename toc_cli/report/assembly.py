@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from toc_cli import __version__
 from toc_cli.errors import CheckFailed, InputError, UsageError
-from toc_cli.report import advice, verdict
+from toc_cli.report import advice, counts, verdict
 from toc_cli.report import checks as gate
 from toc_cli.report.advice import Advice
 from toc_cli.report.baseline import compared, counterpart
@@ -41,6 +41,13 @@ class RunReport:
     subjects: tuple[Subject, ...]
     alarms: tuple[Alarm, ...]
     advice: Advice
+    tokens: tuple[Outcome, ...] = ()
+    """Checks on datasets of tokens, where the run is one of toc quantize."""
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Every check on the run."""
+        return (*(outcome for subject in self.subjects for outcome in subject.outcomes), *self.tokens)
 
     def where(self, alarm: Alarm, *, named: bool = True) -> str:
         """The record, and the codebook that a warning is about; not `named` where its name stands beside its number elsewhere."""
@@ -114,13 +121,14 @@ def assemble(
             f"The check {shown(expression, 200)!r} needs a baseline.", "Name one with --baseline OLD.toc.json."
         )
     measured = [[values(book, run.record) for book in run.record["codebooks"]] for run in runs]
-    gate.known(checks, {name for numbers in measured for book in numbers for name in book})
+    tokens = {name for run in runs for dataset in counts.datasets(run.record) for name in counts.values(dataset)}
+    gate.known(checks, tokens | {name for numbers in measured for book in numbers for name in book})
     gate.meant(checks)
-    if checks and (bare := [run.name for run in runs if not run.record["codebooks"]]):
-        raise InputError(f"{shown(bare[0])} has no codebook, so that no check applies to it.", "Leave it out.")
+    if checks and (bare := [run for run in runs if not run.record["codebooks"] and not counts.datasets(run.record)]):
+        raise InputError(f"{shown(bare[0].name)} has no codebook, so that no check applies to it.", "Leave it out.")
     notes = () if baseline is None else tuple(compared(run, baseline, baseline_any) for run in runs)
     reports = tuple(_run(run, numbers, checks, baseline) for run, numbers in zip(runs, measured, strict=True))
-    outcomes = tuple(outcome for report in reports for subject in report.subjects for outcome in subject.outcomes)
+    outcomes = tuple(outcome for report in reports for outcome in report.outcomes)
     left = sum(len(unweighed(report)) for report in reports)
     worst = advice.of_all([(report.run.name, report.advice, bool(report.subjects)) for report in reports])
     return Report(
@@ -138,7 +146,7 @@ def assemble(
 
 def unweighed(report: RunReport) -> list[Alarm]:
     """The run's warnings whose number no passed check has weighed."""
-    weighed = {(o.check.metric, o.codebook) for s in report.subjects for o in s.outcomes if o.status == "passed"}
+    weighed = {(o.check.metric, o.codebook) for o in report.outcomes if o.status == "passed" and o.of == "codebook"}
     return [alarm for alarm in report.alarms if (alarm.metric, alarm.codebook) not in weighed]
 
 
@@ -150,4 +158,16 @@ def _run(run: Run, numbers: Sequence[Values], checks: Sequence[Check], baseline:
         subjects.append(Subject(codebook, measured, old, judged, verdict.summary(codebook, measured)))
     by_id = {subject.codebook["id"]: subject.values for subject in subjects}
     alarms = tuple(verdict.warnings(run.record, by_id))
-    return RunReport(run, tuple(subjects), alarms, advice.advise(run.record, by_id))
+    return RunReport(run, tuple(subjects), alarms, advice.advise(run.record, by_id), _tokens(run, checks, baseline))
+
+
+def _tokens(run: Run, checks: Sequence[Check], baseline: Run | None) -> tuple[Outcome, ...]:
+    """Every check on every dataset of tokens; the baseline's is that of the same name."""
+    before = {} if baseline is None else {d["name"]: counts.values(d) for d in counts.datasets(baseline.record)}
+    found = []
+    for number, dataset in enumerate(counts.datasets(run.record)):
+        old = None if baseline is None else before.get(dataset["name"], {})
+        about = {"id": number, "key": dataset["name"]}
+        own = counts.values(dataset)
+        found += [gate.judge(check, run.name, about, own, old, "dataset") for check in checks]
+    return tuple(found)

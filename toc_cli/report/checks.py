@@ -81,11 +81,13 @@ class Outcome:
     bound: float | None
     reason: str = ""
     """Why it was skipped, or why an undefined number fails."""
+    of: Literal["codebook", "dataset"] = "codebook"
+    """What was judged: a dataset is one of tokens that toc quantize counted."""
 
     @property
     def where(self) -> str:
-        """The record and the codebook."""
-        return f"{shown(self.run, 100)}, codebook {self.codebook} {shown(self.key, 100)}"
+        """The record and the codebook, or the dataset of tokens."""
+        return f"{shown(self.run, 100)}, {self.of} {self.codebook} {shown(self.key, 100)}"
 
     def sentence(self) -> str:
         """What was measured against what was asked, shares in percent."""
@@ -186,9 +188,11 @@ def spoken_bounds(checks: Sequence[Check], outcomes: Sequence[Outcome]) -> str:
     sources = Counter(check.source for check in checks)
     made = sum(outcome.status != "skipped" for outcome in outcomes)
     skipped = len(outcomes) - made
+    judged = {(o.of, o.run, o.codebook) for o in outcomes}
+    kinds = [plural(count, of) for of in ("codebook", "dataset") if (count := sum(place[0] == of for place in judged))]
     return (
         f"{plural(len(checks), 'bound')} ({', '.join(f'{count} from {source}' for source, count in sources.items())}), "
-        f"applied {plural(made, 'time')} to {plural(len({(o.run, o.codebook) for o in outcomes}), 'codebook')}"
+        f"applied {plural(made, 'time')} to {' and '.join(kinds) or '0 codebooks'}"
         + (f", {skipped} skipped." if skipped else ".")
     )
 
@@ -199,14 +203,16 @@ def judge(
     codebook: Mapping[str, Any],
     values: Mapping[str, float | None],
     baseline: Mapping[str, float | None] | None,
+    of: Literal["codebook", "dataset"] = "codebook",
 ) -> Outcome:
-    """Hold one check against one codebook's numbers. An undefined number fails; one that is not its own is skipped."""
+    """Hold one check against the numbers of a codebook or a dataset of tokens. An undefined number fails; one that is not its own
+    is skipped."""
 
     def outcome(status: Literal["passed", "failed", "skipped"], bound: float | None, reason: str = "") -> Outcome:
-        return Outcome(check, run, codebook["id"], codebook["key"], status, values.get(check.metric), bound, reason)
+        return Outcome(check, run, codebook["id"], codebook["key"], status, values.get(check.metric), bound, reason, of)
 
     if check.metric not in values:
-        return outcome("skipped", None, "this codebook has no such number")
+        return outcome("skipped", None, f"this {of} has no such number")
     bound = check.bound.value(None if baseline is None else baseline.get(check.metric))
     measured = values[check.metric]
     if bound is None:
@@ -231,5 +237,6 @@ def known(checks: Sequence[Check], names: set[str]) -> None:
             guess = f"Did you mean {shown(close[0], 120)}? " if close else ""
             raise UsageError(
                 f"No number is called {shown(check.metric, 120)!r} in this record.",
-                f"{guess}There are: {', '.join(plain)}; and after a prefix: {', '.join(map(shown, prefixes[:40]))}.",
+                f"{guess}There are: {', '.join(plain)}"
+                + (f"; and after a prefix: {', '.join(map(shown, prefixes[:40]))}." if prefixes else "."),
             )

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from toc_cli.errors import missing_extra
-from toc_cli.report import evaluation, gallery, outcome, strips, tables
+from toc_cli.report import counted, evaluation, gallery, outcome, strips, tables
 from toc_cli.report.advice import RULES, rerun
 from toc_cli.report.assembly import Report, RunReport, Subject, unweighed
 from toc_cli.report.checks import Outcome
@@ -59,6 +59,11 @@ def render(report: Report) -> str:
             }
             for run in report.runs
             if (sheet := outcome.sheet(run.run.record))
+        ]
+        + [
+            {"sheet": sheet, "samples": [], "sound": False}
+            for run in report.runs
+            for sheet in counted.sheets(run.run.record)
         ],
         evaluations=[
             {

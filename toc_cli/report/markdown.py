@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from toc_cli.report import evaluation, outcome, tables
+from toc_cli.report import counted, evaluation, outcome, tables
 from toc_cli.report.advice import rerun
 from toc_cli.report.assembly import Report, RunReport, Subject
 from toc_cli.report.checks import Outcome
@@ -107,11 +107,13 @@ def _subject(subject: Subject, report: Report) -> list[str]:
 
 
 def _outcome(run: RunReport) -> list[str]:
-    sheet = outcome.sheet(run.run.record)
-    if sheet is None:
-        return []
-    rows = [(_prose(line.label), *(_prose(str(cell)) for cell in line.cells)) for line in sheet.rows]
-    return [f"**{sheet.title}** {_prose(sheet.text)}", _table([_prose(column) for column in sheet.head], rows)]
+    decoded = outcome.sheet(run.run.record)
+    blocks = []
+    for sheet in ([decoded] if decoded else []) + list(counted.sheets(run.run.record)):
+        rows = [(_prose(line.label), *(_prose(str(cell)) for cell in line.cells)) for line in sheet.rows]
+        head = [_prose(column) for column in sheet.head]
+        blocks += [f"**{_prose(sheet.title)}** {_prose(sheet.text)}", _table(head, rows)]
+    return blocks
 
 
 def _evaluation(run: RunReport) -> list[str]:

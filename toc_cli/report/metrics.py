@@ -278,6 +278,19 @@ _TABLE = (
         "lower",
         "Log-mel distance after minus before, paired over files.",
     ),
+    Metric(
+        "entropy_bits",
+        "Entropy",
+        "number",
+        "higher",
+        "Entropy of code usage in bits a token, of log2 K that a code takes.",
+    ),
+    Metric("distinct_ids", "Distinct ids", "count", "higher", "How many different ids the rows' tokens make."),
+    Metric("largest_id", "Fullest id", "count", "lower", "Rows that share the commonest id."),
+    Metric("rows_alone", "Rows alone", "share", "higher", "Share of rows whose id no other row has."),
+    Metric(
+        "collision_rate", "Collision rate", "share", "lower", "1 - distinct ids / rows: what ids do not tell apart."
+    ),
     Metric("output_bytes", "Output size", "bytes", "lower", "Bytes of the file that was written."),
 )
 
@@ -289,7 +302,7 @@ _SPAN: dict[Unit, tuple[float, float]] = {
 }  # fmt: skip
 _OWN_SPAN = {
     "bytes_ratio": (0, math.inf), "mean_cosine": (-1, 1), "distortion": (0, math.inf), "perplexity": (0, math.inf),
-    "min_distance": (0, math.inf), "effective_rank": (0, math.inf), "sample_per_code": (0, math.inf),
+    "min_distance": (0, math.inf), "entropy_bits": (0, math.inf), "effective_rank": (0, math.inf), "sample_per_code": (0, math.inf),
     "advantage_over_random_agreement": (-1, 1), "advantage_over_random_agreement_low": (-1, 1),
 }  # fmt: skip
 

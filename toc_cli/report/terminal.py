@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from toc_cli.report import evaluation, outcome, tables
+from toc_cli.report import counted, evaluation, outcome, tables
 from toc_cli.report.assembly import Report, Subject
 from toc_cli.report.checks import Outcome
 from toc_cli.report.tables import Row
@@ -33,6 +33,7 @@ def render(report: Report) -> Group:
         for subject in run.subjects:
             parts += _subject(subject)
         parts += outcome.render(run.run.record)
+        parts += counted.render(run.run.record)
         parts += evaluation.render(run.run.record)
         for alarm in run.alarms:
             said = f"{run.where(alarm, named=False)}: {shown(alarm.text, 1000)}"
