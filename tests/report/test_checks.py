@@ -450,3 +450,26 @@ def test_codebooks_are_told_apart(record: dict[str, Any], save: Callable[..., Pa
     record["codebooks"].append({**other, trait: record["codebooks"][0][trait]})
     with pytest.raises(InputError, match=f"Two codebooks have one {trait}"):
         read_run(save(record))
+
+
+def test_tables_of_other_tools_are_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.tox.checks]\nstyle = "strict"\n[tool.ty.checks]\nlevel = ["error"]\n'
+    )
+    assert from_config(None) == []
+    (tmp_path / "pyproject.toml").write_text('[tool.tox.checks]\nperplexity = ["error", {min = 3}]\n')
+    with pytest.raises(UsageError, match=r"\[tool.tox.checks\], which nothing reads"):
+        from_config(None)
+
+
+def test_a_codebook_compared_by_its_number_is_named(record: dict[str, Any]) -> None:
+    old = copy.deepcopy(record)
+    old["codebooks"][0]["key"] = "quantizer.old"
+    report = assemble([Run("new.toc.json", record)], [parse("perplexity>=baseline*0.9")], Run("old.toc.json", old))
+    key = record["codebooks"][0]["key"]
+    assert report.comparisons[0].endswith(f"By its number, not its key: {key} with quantizer.old.")
+    same = assemble(
+        [Run("new.toc.json", record)], [parse("perplexity>=baseline*0.9")], Run("old.toc.json", copy.deepcopy(record))
+    )
+    assert "number" not in same.comparisons[0]

@@ -41,7 +41,20 @@ def compared(run: Run, baseline: Run, anyway: bool) -> str:
         f"{own} is compared with {other}, "
         + (" and ".join(differs) if differs else "of the same checkpoint and features")
         + "."
+        + _renamed(run, baseline)
     )
+
+
+def _renamed(run: Run, baseline: Run) -> str:
+    """Which codebooks are compared by their number, for want of one of the same key."""
+    books = baseline.record["codebooks"]
+    keys, by_id = {book["key"] for book in books}, {book["id"]: book["key"] for book in books}
+    pairs = [
+        f"{shown(book['key'])} with {shown(by_id[book['id']])}"
+        for book in run.record["codebooks"]
+        if book["key"] not in keys and book["id"] in by_id
+    ]
+    return f" By its number, not its key: {', '.join(pairs[:8])}." if pairs else ""
 
 
 def counterpart(codebook: Mapping[str, Any], baseline: Run) -> Values:

@@ -66,21 +66,28 @@ def _checks(config: Mapping[str, Any], path: Path) -> list[Check] | None:
 
 def _misspelt(config: Mapping[str, Any], where: str) -> None:
     """UsageError for `[tools.toc.checks]`, `[tool.toc_cli.checks]`, `[tool.checks]` and checks under no table at all."""
-    for name in _table_names(config):
-        if name != MEANT and SequenceMatcher(None, name.casefold(), MEANT).ratio() >= NEAR:
+    for name, table in _tables(config):
+        near = SequenceMatcher(None, name.casefold(), MEANT).ratio() >= NEAR
+        if name != MEANT and near and any(_is_check(entry) for _, entry in _flat(table)):
             raise UsageError(f"{where} has [{shown(name)}], which nothing reads.", f"Call it [{MEANT}].")
     for name, entry in config.items():
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] in ("error", "warn"):
+        if _is_check(entry):
             raise UsageError(f"{where} has the check {shown(name)} in no table.", f"Write [{MEANT}] above it.")
 
 
-def _table_names(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Dotted names of the tables down to the third level; a part that holds a dot stands in quotes."""
+def _is_check(entry: Any) -> bool:
+    """Whether it is written as a check is: other tools' tables of such a name hold other things."""
+    return isinstance(entry, list) and len(entry) == 2 and entry[0] in ("error", "warn")
+
+
+def _tables(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The tables down to the third level, by their dotted names; a part that holds a dot stands in quotes."""
     for name, inner in config.items():
         parts = (*above, f'"{name}"' if "." in name else name)
-        yield ".".join(parts)
-        if isinstance(inner, Mapping) and len(parts) < 3:
-            yield from _table_names(inner, parts)
+        if isinstance(inner, Mapping):
+            yield ".".join(parts), inner
+            if len(parts) < 3:
+                yield from _tables(inner, parts)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
