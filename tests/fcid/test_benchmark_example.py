@@ -119,3 +119,9 @@ def test_intervals_and_paired_differences(bench: dict[str, ModuleType]) -> None:
     assert tables.losses([row(0, 0.5)], "clip", "pca 0.5 slice") == pytest.approx([-1.0])
     assert tables.values([row(0, 0.5), row(1, 0.6)], "clip") == "55.0 ± 7.1"
     assert tables.values([row(0, 0.5)], "second") == "–"
+
+
+def test_readme_and_results_are_what_the_rows_say(bench: dict[str, ModuleType]) -> None:
+    rows = json.loads((FOLDER / "results.json").read_text())
+    assert (FOLDER / "RESULTS.md").read_text() == bench["tables"].document(rows)
+    assert bench["tables"].short(rows).strip() in (FOLDER.parents[1] / "README.md").read_text()
