@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cli import make_checkpoint, toc
 
@@ -45,6 +45,14 @@ def lone(here: Path) -> Path:
     return folder(here) / "diffusion_pytorch_model.safetensors"
 
 
+def broken(here: Path) -> Path:
+    """The layer before the codebook is NaN."""
+    path = lone(here)
+    state = load_file(path)
+    save_file({**state, "quant_conv.weight": state["quant_conv.weight"] * torch.nan}, path)
+    return path
+
+
 def vqp(here: Path) -> Path:
     codes = torch.randn(1, 64, 24)
     counts, inited = torch.ones(1, 64), torch.ones(1)
@@ -70,6 +78,7 @@ REFUSED = {
     "no library": (vqp, ("--verify", "--emit", "masked"), 2, "knows no library"),
     "a lone file": (lone, ("--space", "encoder", "--verify", "--emit", "masked"), 2, "is a lone file"),
     "does not load": (folder, ("--space", "encoder", "--verify", "--emit", "masked"), 3, "The input does not run as it came"),
+    "a broken layer": (broken, ("--space", "encoder"), 3, "the layer before the codebook holds NaN or Inf"),
     "standing": (standing, (), 2, "m.toc.json exists"),
 }  # fmt: skip
 

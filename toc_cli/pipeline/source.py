@@ -94,6 +94,14 @@ def _source(ckpt: Checkpoint, id: int, book: Codebook) -> Source:
                 where = printable(book.keys[min(level, len(book.keys) - 1)][0]) or printable(ckpt.path.name)
                 at = f", head {head}" if book.heads > 1 else ""
                 raise InputError(f"{where}{at}: {error.what}", error.hint) from None
+    for what, layers in (("before", (parts.project_in, parts.norm_in, parts.logits, *parts.level_in)),
+                         ("after", (parts.project_out, *parts.level_out))):  # fmt: skip
+        values = [value for layer in layers if layer for value in (layer.weight, layer.bias) if value is not None]
+        if not all(bool(value.float().isfinite().all()) for value in values):
+            raise InputError(
+                f"{printable(book.keys[0][0])}: the layer {what} the codebook holds NaN or Inf.",
+                "Export the checkpoint again.",
+            )
     return Source(id, book, parts, whole(book, parts))
 
 
