@@ -19,9 +19,9 @@ from toc_cli.fcid.comm import Comm
 from toc_cli.fcid.config import (
     CodebookConfig,
     ModelConfig,
-    codebooks,
     corrected,
     from_dict,
+    of_codebooks,
     plain,
     profile_config,
     published,
@@ -435,7 +435,7 @@ def test_masked_seconds_equal_shorter_clips() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_plain_has_the_infonce_terms_alone(count: int) -> None:
-    model = small_model(with_options(plain(), codebooks(count)))
+    model = small_model(with_options(plain(), of_codebooks(count)))
     losses = step(model, clips())
     losses.total.backward()
     terms = {name.split(".")[0] for name in losses.terms}
@@ -470,10 +470,10 @@ def test_codes_of_the_plain_profile_follow_their_own_rows() -> None:
 
 
 def test_plain_and_codebooks_are_refused_where_they_mean_nothing() -> None:
-    for call in (lambda: plain("uniform"), lambda: codebooks(3), lambda: codebooks(2, "uniform")):
+    for call in (lambda: plain("uniform"), lambda: of_codebooks(3), lambda: of_codebooks(2, "uniform")):
         with pytest.raises(UsageError):
             call()
-    assert codebooks(1, "uniform") == {}
+    assert of_codebooks(1, "uniform") == {}
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
