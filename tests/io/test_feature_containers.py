@@ -268,6 +268,15 @@ def test_matlab_matrices_have_their_axes_back(tmp_path: Path) -> None:
     assert features.datasets["clips"].units == 3
 
 
+def test_a_matlab_variable_whose_name_is_no_text(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.mat", "w", userblock_size=512) as file:
+        file[b"x\x8e"] = ALL.T
+    with open(tmp_path / "x.mat", "r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\0\2IM")
+    [stream] = open_features(tmp_path / "x.mat").datasets.values()
+    assert np.array_equal(rows_of(stream), ALL)
+
+
 def test_sentences_talk_of_features(tmp_path: Path) -> None:
     cases = {
         "x.csv": (b"1.0,2.0\n", r"text file, not features.*np\.loadtxt"),

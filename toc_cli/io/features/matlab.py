@@ -32,7 +32,7 @@ class MatlabRows(Reader):
 
     def __init__(self, source: MatlabSource, axis: int, file: h5py.File) -> None:
         super().__init__(source.shape, axis)
-        self._source, self._dataset = source, file[source.name]
+        self._source, self._dataset = source, file[source.name.encode("utf-8", "surrogateescape")]
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         try:
