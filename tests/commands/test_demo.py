@@ -40,7 +40,7 @@ def test_the_demo_ships(tmp_path: Path) -> None:
     assert len(record["outcome"]["samples"]) == 8
     assert record["outcome"]["forms"]["masked"]["psnr_db_change"]["value"] > -0.1
     page = (tmp_path / "toc-demo" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 8 * 5 + 4 * 2 * 3
+    assert page.count("data:image/png;base64,") >= 8 * 5
     for level in ("fine", "coarse"):
         assert f"{level}.toc.json: Ship it: " in done.out
         found = json.loads((tmp_path / "toc-demo" / "avdigits" / f"{level}.toc.json").read_text())["codebooks"][0]
@@ -50,7 +50,6 @@ def test_the_demo_ships(tmp_path: Path) -> None:
         [mean] = [row for row in evaluation[part] if row["from"] is None]
         assert mean["results"]["full"]["value"] > least
         assert abs(mean["results"]["artefact subspace"]["delta"]) < 0.05
-    assert {"true", "generated", "pruned"} <= evaluation["pictures"][0].keys()
     again = toc("demo", cwd=tmp_path)
     assert (again.code, "--force" in again.err) == (2, True)
 

@@ -23,7 +23,7 @@ EVALUATION = EvaluateOptions(
     keep=(),
     tasks=("label_clip=ave_train:val:ave_test", "label_second=avvp_train:avvp_val:avvp_test"),
     modalities=("video", "audio"),
-    parts=("classification", "localisation", "generation"),
+    parts=("classification", "localisation"),
     probe_seeds=1,
 )
 
