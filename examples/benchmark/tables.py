@@ -162,7 +162,7 @@ def document(rows: Sequence[Row]) -> str:
         "the epoch is chosen on the validation split, and so are the probes'. The mean of parts is that of classification "
         "(clip, attribute), localisation (second), transfer (one event to two, other writers and voices) and retrieval (mAP of codes), "
         "each the mean of its figures (settled when four seeds were known; the columns beside it are all there are). "
-        "The test splits are read once per model that stands here; nothing was chosen on them.",
+        "The test splits were read once for each row; no setting was chosen on them.",
         "",
     ]
     for group, own in grouped(rows).items():
