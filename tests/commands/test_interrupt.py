@@ -96,21 +96,17 @@ def test_each_signal_ends_the_console_script_at_once(tmp_path: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     command = [SCRIPT, "optimize", "model.safetensors", "--features", "feats.npy"]
     for number, sentence in SENTENCES.items():
-        for _ in range(3):  # a busy machine may hold a process up once, not each time
-            process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
-                assert process.poll() is None
-                time.sleep(0.1)
-            time.sleep(1.5)
-            assert process.poll() is None, process.communicate()
-            sent = time.monotonic()
-            process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-            took = time.monotonic() - sent
-            assert (process.returncode, out, err) == (128 + number, "", sentence)
-            if took < 2:  # a second, and what a busy machine adds
-                break
-        assert took < 2
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1.5)
+        assert process.poll() is None, process.communicate()
+        sent = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - sent < 2  # a second, and what a busy machine adds
+        assert (process.returncode, out, err) == (128 + number, "", sentence)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
