@@ -163,8 +163,8 @@ for path in sys.argv[1:]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 def test_memory_stays_within_the_limit_whatever_the_size(tmp_path: Path) -> None:
-    """128 MB of features (a hole in the disk, or packed zeros) pass through 64 MiB, in every container."""
-    shape = (500, 250, 256)
+    """256 MB of features (a hole in the disk, or packed zeros) pass through 64 MiB, in every container."""
+    shape = (1000, 250, 256)
     np.lib.format.open_memmap(tmp_path / "raw.npy", "w+", "f4", shape).flush()
     with h5py.File(tmp_path / "chunked.h5", "w") as file:
         file.create_dataset("x", shape, "f4", chunks=(4, 250, 64))

@@ -190,7 +190,7 @@ def test_starts_beside_an_array_are_its_units(tmp_path: Path) -> None:
         file["features.starts"] = [0, 2, 2, 7, 9]
         file["features.files"] = ["a.wav", "b.wav", "c.wav", "d.wav"]
     features = open_features(tmp_path / "x.h5")
-    assert only(features).unit == "utterances"
+    assert only(features).unit == "files"
     assert only(features).bounds.tolist() == [0, 2, 7, 9]
     for wrong in ([1, 9], [0, 8], [0, 5, 3, 9], [[0, 9]], [0.0, 9.0]):
         with h5py.File(tmp_path / "x.h5", "a") as file:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -98,3 +100,33 @@ def test_a_baseline_of_tokens(counted: Path, tmp_path: Path) -> None:
     assert "dataset 1 video: perplexity" in done.err
     assert "the baseline does not have this number" in done.err
     assert "dataset 0" not in done.err
+
+
+def test_the_record_is_not_written_over_the_tokens(counted: Path) -> None:
+    words = ["--codebook", "model.safetensors", "--key", "table", "--layout", "LKD", "--metric", "euclidean"]
+    for name in ("feats.tokens.h5", "./feats.tokens.h5"):
+        done = toc("quantize", "feats.h5", *words, "--record", name, "--force", cwd=counted.parent)
+        assert (done.code, "is to hold the tokens" in done.err) == (2, True), done.err
+    assert h5py.is_hdf5(counted.parent / "feats.tokens.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: found.append(found[0]), "two datasets have one name"),
+        (lambda found: found[0].update(tables=[]), "0 tables are not one per level and head"),
+        (lambda found: found[0]["tables"].append(found[0]["tables"][0]), "3 tables are not one per level and head"),
+        (lambda found: found[0]["tables"][0].update(used_codes=9), "a table uses 9 of 8 codes"),
+        (lambda found: found[0].update(used_codes=1), "used_codes is 1"),
+        (lambda found: found[0].update(codes=1), "codes is 1"),
+        (lambda found: found[0]["tuples"][0].update(distinct=ROWS + 1), "more ids of 1 tokens than its 500 rows"),
+    ],
+)
+def test_counts_that_contradict_themselves_are_refused(
+    counted: Path, change: Callable[[list[dict[str, Any]]], object], said: str
+) -> None:
+    record = json.loads(counted.read_text())
+    change(record["tokens"]["datasets"])
+    counted.write_text(json.dumps(record))
+    done = toc("report", counted)
+    assert (done.code, said in " ".join(done.err.split())) == (3, True), done.err

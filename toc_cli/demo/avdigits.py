@@ -37,12 +37,11 @@ def walk(
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run"
-    if watcher is None:
-        with atomic_folder(run) as temporary:
+    with atomic_folder(run) as temporary:
+        if watcher is None:
             shutil.copytree(RUN, temporary, dirs_exist_ok=True)
-    else:
-        shutil.rmtree(run, ignore_errors=True)
-        train(DATA, run, config=RUN / "config.toml", watcher=watcher)
+        else:
+            train(DATA, temporary, config=RUN / "config.toml", watcher=watcher)
     model = run / "model.safetensors"
     records, files, artefacts = {}, [model], []
     for level in ("fine", "coarse"):

@@ -172,7 +172,9 @@ class MediaCodec:
                 f"toc capture cannot run a {self.name}: it knows {', '.join(ROADS)}.",
                 "Record from your own script: with toc_cli.capture(model.quantizer, 'feats.h5'): model(batch)",
             )
-        self.road, self.model = road, model.to(device=device, dtype=dtype)
+        self.road, self.model = road, model.to(device=device)
+        if any(t.is_floating_point() and t.dtype != dtype for t in (*model.parameters(), *model.buffers())):
+            self.model = model.to(dtype=dtype)
         self.device, self.dtype = torch.device(device), dtype
         self.preprocessor = _preprocessor(folder)
 

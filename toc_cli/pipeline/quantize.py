@@ -76,7 +76,9 @@ def quantize_features(
     )
     check_target(target, force=force, inputs=[codebook, *opened.files])
     if record is not None:
-        check_target(record, force=force, inputs=[codebook, *opened.files, target])
+        if record.resolve() == target.resolve():
+            raise UsageError(f"{printable(target)} is to hold the tokens.", "Name another file for --record.")
+        check_target(record, force=force, inputs=[codebook, *opened.files])
     device = device_of(options.device)
     codebook = here(codebook)
     said = Said(options.reading, options.space, options.channel_axis)

@@ -6,11 +6,13 @@ import base64
 import binascii
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from toc_cli.errors import InputError
+from toc_cli.io.names import printable
 
 
 @cache
@@ -36,6 +38,7 @@ def validate(value: Any, kind: str = "record") -> None:
         for codebook in value["codebooks"]:
             _validate_lengths(codebook)
         _validate_evaluation(value.get("evaluation") or {})
+        _validate_tokens((value.get("tokens") or {}).get("datasets", ()))
 
 
 def _place(path: Any) -> str:
@@ -81,6 +84,26 @@ def _validate_evaluation(found: dict[str, Any]) -> None:
                 held = -1
             if held != math.prod(picture["shape"]) or picture["shape"][3:] not in ([], [3]):
                 raise InputError(f"evaluation: the {side} frames of a picture are not {picture['shape']}.")
+
+
+def _validate_tokens(datasets: Sequence[dict[str, Any]]) -> None:
+    """Counts of tokens add up: their checks would otherwise hold numbers that no tokens have."""
+    if len({dataset["name"] for dataset in datasets}) < len(datasets):
+        raise InputError("tokens: two datasets have one name.")
+    for dataset in datasets:
+        where = f"tokens of {printable(dataset['name'], 60)}"
+        tables = dataset["tables"]
+        if not tables or len({(table["level"], table["head"]) for table in tables}) < len(tables):
+            raise InputError(f"{where}: {len(tables)} tables are not one per level and head.")
+        for table in tables:
+            if table["used_codes"] > table["codes"]:
+                raise InputError(f"{where}: a table uses {table['used_codes']} of {table['codes']} codes.")
+        for name in ("codes", "used_codes"):
+            if dataset[name] != sum(table[name] for table in tables):
+                raise InputError(f"{where}: {name} is {dataset[name]}, and its tables' do not add up to that.")
+        for ids in dataset["tuples"] or ():
+            if ids["distinct"] > dataset["rows"] or ids["largest"] > dataset["rows"]:
+                raise InputError(f"{where}: more ids of {ids['length']} tokens than its {dataset['rows']} rows.")
 
 
 def _validate_figure(figure: dict[str, Any], where: str) -> None:

@@ -26,8 +26,8 @@ class Hdf5Source(Source):
 
     def __init__(self, path: Path, name: str, found: hdf5.Hdf5Array) -> None:
         self.path, self.name = path, f"/{name}"
-        self.checked = not found.filtered
-        """Whether its chunks are known to unpack to what they hold."""
+        self.checked = False
+        """Whether its bytes are known to be written, and its chunks to unpack to what they hold."""
         self.shape, self.dtype, self.chunks, self.filtered = found.shape, found.dtype, found.chunks, found.filtered
         self.offset = found.offset
         self.stamped = found.stamped
@@ -77,9 +77,10 @@ class Hdf5Rows(Reader):
         try:
             self._id = h5py.h5d.open(file.id, source.name.encode("utf-8", "surrogateescape"), access)
             where = f"{printable(source.path)}: {printable(source.name)}"
-            hdf5.check_written(self._id, where)
             if not source.checked:
-                hdf5.check_chunks(self._id, where, flood=FLOOD)
+                hdf5.check_written(self._id, where)
+                if source.filtered:
+                    hdf5.check_chunks(self._id, where, flood=FLOOD)
                 source.checked = True
         except hdf5.ERRORS as error:
             raise self._unreadable(0, math.prod(self.lead), error) from None

@@ -64,6 +64,8 @@ class Source(ABC):
     """The file that holds it; the empty path in memory."""
     bounds: np.ndarray | None = None
     """(U + 1,) first row of each unit (utterance, clip) and the number of rows, where the file says."""
+    unit: str = "utterances"
+    """What `bounds` bound."""
 
     @abstractmethod
     def reader(self, axis: int, opened: Opened) -> Reader:

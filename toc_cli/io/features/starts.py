@@ -33,7 +33,7 @@ def with_starts(path: Path, sources: dict[str, Source]) -> dict[str, Source]:
                 f"{printable(name.removesuffix(STARTS))}.",
                 "It holds the first row of each file, and the number of rows.",
             )
-        array.bounds = np.unique(bounds)
+        array.bounds, array.unit = np.unique(bounds), "files"
     return sources
 
 

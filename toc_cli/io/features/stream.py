@@ -172,8 +172,8 @@ class Stream:
             bounds = np.unique(np.concatenate([*starts, self.firsts[-1:]]))
         if len(bounds) <= 2:
             return PLAIN, None
-        if any(part.source.bounds is not None for part in self.parts):
-            return "utterances", bounds
+        if (bounded := next((part.source for part in self.parts if part.source.bounds is not None), None)) is not None:
+            return bounded.unit, bounds
         if any(len(part.lead_shape) > 1 for part in self.parts):
             return "clips", bounds
         if all(part.rows == 1 for part in self.parts):
