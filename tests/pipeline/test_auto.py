@@ -18,7 +18,7 @@ from toc_cli.ops.criterion import CRITERIA
 from toc_cli.pipeline import Options, plan_optimization
 from toc_cli.pipeline.auto import Auto, rated
 from toc_cli.pipeline.curve import Curve, meets
-from toc_cli.pipeline.sample import half
+from toc_cli.pipeline.sample import share_of
 
 
 def searched(**options: object):  # type: ignore[no-untyped-def]
@@ -81,11 +81,21 @@ def test_the_units_are_split_and_every_figure_is_of_the_second_part() -> None:
 
 
 def test_a_lone_unit_is_in_both_parts() -> None:
-    assert half([(0, 5)], 0, 3) == half([(0, 5)], 1, 3) == [(0, 5)]
-    blocks = [(at, at + 1) for at in range(9)]
-    assert len(half(blocks, 0, 1)) == 4
-    assert sorted(half(blocks, 0, 1) + half(blocks, 1, 1)) == blocks
-    assert half(blocks, 0, 1) != half(blocks, 0, 2)
+    assert share_of([(0, 5)], 0, 3) == share_of([(0, 5)], 1, 3) == [(0, 5)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 7, 9, 128])
+def test_one_unit_of_four_in_a_row_is_kept_from_choices(count: int) -> None:
+    blocks = [(at, at + 1) for at in range(count)]
+    drawn = set()
+    for seed in range(30):
+        chosen, proof = (share_of(blocks, part, seed) for part in (0, 1))
+        assert sorted(chosen + proof) == blocks
+        assert chosen
+        assert all(len({at // 4 for at, _ in proof}) == len(proof) for _ in proof)
+        assert count // 4 <= len(proof) <= -(-count // 4)
+        drawn.add(tuple(proof))
+    assert len(drawn) > 1
 
 
 @pytest.mark.parametrize("bound", [{"min_agreement": 0.9}, {"max_distortion": 0.3}])

@@ -54,7 +54,7 @@ class Curve:
     """Measures pruned forms of one codebook at any number of kept dimensions, over all its modalities together.
 
     Each modality's sample is read and met by the full codebook once, as far as `hold` bytes allow for a study of several passes.
-    With `part` (0 or 1) it sees one half of the sampled units.
+    With `part` (0 or 1) it sees one part of the sampled units (`share_of`).
     """
 
     def __init__(self, study: Study, hold: int = 0, part: int | None = None) -> None:

@@ -24,6 +24,9 @@ CHUNK_ROWS = 65536
 CHUNK_BYTES = 1 << 27
 PIECE_NUMBERS = 1 << 19
 """Numbers of a piece of a block: 4 MiB in float64."""
+PROOF = 4
+"""One sampled unit of every so many in a row is kept from choices and proves them. Of 54 choices between two rotations (18 tokenizers
+of 1,797 rows), halves drawn anywhere took the one that is worse by over 0.5 points in 3.8 % of the draws, this in 0.9 %."""
 SHIFT_ROWS = 1024
 """Rows whose mean stands for that of the features."""
 
@@ -60,10 +63,10 @@ class Sample:
     """
 
     def __init__(self, study: Study, fit: Fit, shift: np.ndarray, hold: int = 0, part: int | None = None) -> None:
-        """`shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`); `part` as of `half`."""
+        """`shift` (V,) is the point about which the spread is summed, one for all modalities (`shift_of`); `part` as of `share_of`."""
         self.study, self.fit, self.shift = study, fit, shift
         self.whole = fit.dataset.sample(study.options.eval_rows)
-        self.blocks = self.whole if part is None else half(self.whole, part, study.options.seed)
+        self.blocks = self.whole if part is None else share_of(self.whole, part, study.options.seed)
         full, ranks = form_for(study.source.came, fit), study.ranks
         self._enters = full.enters and not full.level_in
         share = range(ranks.rank * len(self.blocks) // ranks.world, (ranks.rank + 1) * len(self.blocks) // ranks.world)
@@ -146,12 +149,18 @@ class _Truth:
     sums: Sums
 
 
-def half(blocks: list[tuple[int, int]], part: int, seed: int) -> list[tuple[int, int]]:
-    """Part 0 or 1 of the blocks of a sample, whole ones, drawn by the seed and alike for as many blocks: paired modalities are
-    split alike. A lone block is in both."""
-    first = np.sort(np.random.default_rng(seed).permutation(len(blocks))[: max(1, len(blocks) // 2)])
-    other = np.setdiff1d(np.arange(len(blocks)), first)
-    return [blocks[at] for at in (other if part and len(other) else first)]
+def share_of(blocks: list[tuple[int, int]], part: int, seed: int) -> list[tuple[int, int]]:
+    """Part 0 (what choices are made on) or 1 (one block of every PROOF in a row) of the blocks of a sample, whole ones, drawn by the
+    seed and alike for as many blocks: paired modalities are split alike. A lone block is in both."""
+    draw = np.random.default_rng(seed)
+    proof = [
+        at
+        for at in np.arange(0, len(blocks), PROOF) + draw.integers(0, PROOF, -(-len(blocks) // PROOF))
+        if at < len(blocks)
+    ]
+    proof = proof or [int(draw.integers(0, len(blocks)))]
+    chosen = np.setdiff1d(np.arange(len(blocks)), proof)
+    return [blocks[at] for at in (proof if part or not len(chosen) else chosen)]
 
 
 def pieces(start: int, stop: int, width: int) -> list[tuple[int, int]]:
