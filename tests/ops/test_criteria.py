@@ -135,10 +135,25 @@ def test_discriminant_resamples_segments():
 def test_scatter_merges(seed, cuts):
     x, codes, tokens = case(seed)
     edges = [0, *sorted(cuts), 60]
-    parts = [scatter.scatter(x[a:b], codes[tokens[a:b]], tokens[a:b], 12) for a, b in itertools.pairwise(edges)]
+    parts = [
+        scatter.scatter(*map(torch.from_numpy, (x[a:b], codes, tokens[a:b])), np.bincount(tokens[a:b], minlength=12))
+        for a, b in itertools.pairwise(edges)
+    ]
     state = total(parts, scatter.merge_scatter)
     np.testing.assert_allclose(scatter.within(state), reference.scatters(x, codes.astype(float), tokens)[1], atol=1e-9)
     assert state.usage.tolist() == np.bincount(tokens, minlength=12).tolist()
+
+
+@pytest.mark.parametrize(("most", "step"), [(60, 1), (59, 2), (20, 3), (7, 9)])
+@pytest.mark.parametrize("cuts", [(), (1, 14, 41)])
+def test_a_long_stream_multiplies_out_every_nth_error_wherever_blocks_begin(monkeypatch, most, step, cuts):
+    monkeypatch.setattr(scatter, "ROWS", most)
+    x, codes, tokens = case()
+    between = reference.scatters(x, codes.astype(float), tokens)[0]
+    within = reference.scatters(x[::step], codes.astype(float), tokens[::step])[1]
+    found = ranked("discriminant", x, codes, tokens, cuts=cuts)
+    np.testing.assert_allclose(found.matrix, rotation.discriminant(between, within).matrix, atol=1e-9)
+    assert scatter.stride(0) == 1
 
 
 # Agreement

@@ -6,7 +6,7 @@ NumPy reductions are single-threaded; matrix products and decompositions run in 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -17,6 +17,9 @@ Array: TypeAlias = np.ndarray | torch.Tensor
 
 TILE_NUMBERS = 1 << 21
 """Numbers of a tile in float64: 16 MiB."""
+
+GRAM_COLUMNS = 64
+"""Columns of a panel of `upper_gram`."""
 
 _lock = threading.Lock()
 _inside = 0
@@ -65,6 +68,18 @@ def matmul(a: Array, b: Array) -> np.ndarray:
     """`a (M, P) @ b (P, N) -> (M, N)` in float64, the same bits whatever the thread count."""
     with one_thread():
         return (aligned(a) @ aligned(b)).numpy()
+
+
+def upper_gram(tiles: Iterable[torch.Tensor], dim: int) -> np.ndarray:
+    """sum of x x^T (D, D) over the rows of tiles (n, D) float64, the same bits whatever the thread count; only its upper triangle is
+    right. Tiles of 1,024 rows stay in cache."""
+    found = torch.zeros(dim, dim, dtype=torch.float64)
+    with one_thread():
+        for x in tiles:
+            for start in range(0, dim, GRAM_COLUMNS):
+                end = start + GRAM_COLUMNS
+                found[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
+    return found.numpy()
 
 
 def eigh(symmetric: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -179,7 +179,7 @@ def _repeat_pair(unit: PairMoments, times: int) -> PairMoments:
 
 
 def _repeat_scatter(unit: Scatter, times: int) -> Scatter:
-    return Scatter(unit.usage * times, unit.outer * times)
+    return Scatter(unit.usage * times, unit.rows * times, unit.outer * times)
 
 
 def _repeat_cross(unit: CrossMoments, times: int) -> CrossMoments:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from toc_cli.ops.linear import one_thread
+from toc_cli.ops.pool import Pool
 
 PARTNERS = 4
 """Partners that a cluster knows: where one merges away, the next may still be known for certain."""
@@ -45,31 +44,6 @@ class Found:
     partners: np.ndarray
     costs: np.ndarray
     rest: np.ndarray
-
-
-class Pool:
-    """As many threads as torch has, each of which runs torch on one: what they compute side by side does not follow their number."""
-
-    def __init__(self) -> None:
-        self.threads = torch.get_num_threads()
-
-    def __enter__(self) -> Pool:
-        self._alone = one_thread()
-        self._alone.__enter__()  # a thread that is new in it begins with one
-        self._workers = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._workers is not None:
-            self._workers.shutdown()
-        self._alone.__exit__(None, None, None)
-
-    def run(self, part: Callable[[int], None]) -> None:
-        """`part(0)` … `part(threads - 1)`."""
-        if self._workers is None:
-            part(0)
-            return
-        list(self._workers.map(part, range(self.threads)))
 
 
 def ward(points: np.ndarray, weights: np.ndarray, merges: int) -> list[tuple[int, int]]:

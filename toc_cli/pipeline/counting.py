@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from toc_cli.io.features import Features
 from toc_cli.ops.blocks import Grid, extend, grid, split
 from toc_cli.ops.criteria.base import Side
 from toc_cli.ops.criterion import CRITERIA
+from toc_cli.ops.pool import Pool
 from toc_cli.ops.quantiser import Quantiser
 from toc_cli.pipeline.census import Units, paired
 from toc_cli.pipeline.knowledge import groups, table
@@ -121,19 +123,38 @@ class Sums:
         """Take in the next rows: whole blocks, the same rows of every modality of the stream."""
         if not self.reductions:
             return
-        rows, pool = len(sides[0].x), self.study.census.rows
-        for start in range(0, rows, self.blocks.block):
-            parts = [side.cut(start, start + self.blocks.block) for side in sides]
-            inputs = [part.inputs() for part in parts]
-            for name, reads in self.reductions.items():
-                for (level, head), states in self.states[name].items():
-                    about = table(self.study, (level, head), self.study.options.seed)
-                    block = [
-                        Side(own[level][head], part.tokens[:, level, head].numpy(), part.start, pool)
+        rows, step = len(sides[0].x), self.blocks.block
+        with Pool() as pool:
+            for first in range(0, rows, pool.threads * step):  # no more blocks at a time than are worked on
+                starts = range(first, min(rows, first + pool.threads * step), step)
+                blocks = [[side.cut(start, start + step) for side in sides] for start in starts]
+                for found in pool.map(self._of_block, blocks):
+                    self._extend(found)
+
+    def _extend(self, found: Mapping[str, Mapping[tuple[int, int], Any]]) -> None:
+        """Take in the states of the next block."""
+        for name, places in found.items():
+            for place, state in places.items():
+                merge, states = self.reductions[name].merge, self.states[name][place]
+                extend(states, self.index, state, merge, self.blocks.per_segment)
+        self.index += 1
+
+    def _of_block(self, parts: Sequence[Rows]) -> dict[str, dict[tuple[int, int], Any]]:
+        """The states of one block: per criterion, by (level, head)."""
+        inputs = [part.inputs() for part in parts]
+        return {
+            name: {
+                (level, head): reads.single(
+                    table(self.study, (level, head), self.study.options.seed),
+                    *(
+                        Side(own[level][head], part.tokens[:, level, head].numpy(), part.start, self.study.census.rows)
                         for own, part in zip(inputs, parts, strict=True)
-                    ]
-                    extend(states, self.index, reads.single(about, *block), reads.merge, self.blocks.per_segment)
-            self.index += 1
+                    ),
+                )
+                for level, head in self.states[name]
+            }
+            for name, reads in self.reductions.items()
+        }
 
     def gathered(self) -> dict[str, Units]:
         """The states of all ranks."""

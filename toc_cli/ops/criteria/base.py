@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from toc_cli.ops.linear import Array, float64, unit_rows
 from toc_cli.ops.rotation import Rotation
@@ -110,11 +109,3 @@ def segments(known: Known) -> Sequence[Any]:
 def compared(known: Known) -> np.ndarray:
     """The codes (K, D) float64 as features are compared with them."""
     return unit_rows(known.codes) if known.unit else float64(known.codes)
-
-
-def chosen_codes(known: Known, tokens: Array) -> np.ndarray:
-    """The codes (n, D) float64 that tokens (n,) name, as features are compared with them; the whole table is never copied."""
-    codes = known.codes
-    at = torch.as_tensor(tokens)
-    picked = codes[at.to(codes.device)] if isinstance(codes, torch.Tensor) else codes[at.numpy()]
-    return unit_rows(picked) if known.unit else float64(picked)

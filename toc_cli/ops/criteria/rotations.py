@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+
 from toc_cli.ops.blocks import total
-from toc_cli.ops.criteria.base import Known, Maths, Reduction, Side, chosen_codes, compared, counts, segments
-from toc_cli.ops.linear import float64, unit_rows
+from toc_cli.ops.criteria.base import Known, Maths, Reduction, Side, compared, counts, segments
 from toc_cli.ops.moments import cross_moments, merge_cross
 from toc_cli.ops.rotation import Rotation, discriminant, pca, usage_covariance, xcov
-from toc_cli.ops.scatter import Scatter, merge_scatter, scatter, within
+from toc_cli.ops.scatter import Scatter, merge_scatter, scatter, stride, within
 from toc_cli.ops.stability import discriminant_draws, pca_draws, xcov_draws
 
 
@@ -30,8 +32,11 @@ def _xcov_draws(group: Sequence[Known], seed: int) -> list[Rotation]:
 
 
 def _scatter(known: Known, side: Side) -> Scatter:
-    x = unit_rows(side.x) if known.unit else float64(side.x)
-    return scatter(x, chosen_codes(known, side.tokens), side.tokens, len(known.codes))
+    tokens, step = np.asarray(side.tokens), stride(side.rows)
+    own = slice(-side.start % step, None, step)  # every step-th row of the stream, wherever blocks begin
+    codes = torch.as_tensor(known.codes).cpu()
+    usage = np.bincount(tokens, minlength=len(codes))
+    return scatter(torch.as_tensor(side.x)[own], codes, torch.as_tensor(tokens[own]), usage, known.unit)
 
 
 def _discriminant(group: Sequence[Known]) -> Rotation:
