@@ -62,8 +62,9 @@ class Tokens:
                 block = np.asarray(self.source[start:stop]).astype(np.int64).reshape(-1, levels, heads)
             except ERRORS as error:
                 raise InputError(f"{printable(self.name)} cannot be read: {printable(error)}.") from None
-            outside = (block < 0) | (block >= np.array(num_codes)[:, None])
-            if outside.any():
+            inside = block.min() >= 0 and block.max() < min(num_codes)  # far cheaper than each by its level
+            outside = None if inside else (block < 0) | (block >= np.array(num_codes)[:, None])
+            if outside is not None and outside.any():
                 row, level, head = (int(axis[0]) for axis in outside.nonzero())
                 raise InputError(
                     f"{printable(self.name)}, row {start * each + row}: token {block[row, level, head]} is no code of level {level}, "

@@ -24,8 +24,8 @@ from toc_cli.ops.pool import Pool
 
 PARTNERS = 4
 """Partners that a cluster knows: where one merges away, the next may still be known for certain."""
-LEAST_LOOKED, MOST_LOOKED, LOOKED_SHARE = 64, 1024, 32
-"""Clusters whose cheapest partners are looked up at once: the 32nd part of those left, between bounds."""
+LEAST_LOOKED, MOST_LOOKED = 256, 1024
+"""Clusters whose cheapest partners are looked up at once."""
 TILE, GROUP = 2048, 16
 """Columns of a product, and of a bound."""
 SAFE = 1 - 1e-12
@@ -171,11 +171,15 @@ class _Clusters:
         self.nearby[rows] = np.take_along_axis(nearby, order, 1)
 
     def look(self) -> None:
-        """Look up the partners of the clusters of the least bounds among those whose partner is not certain."""
-        bound = np.where(self.known, np.inf, self.bound)
-        count = min(
-            int((self.alive & ~self.known).sum()), max(LEAST_LOOKED, min(MOST_LOOKED, len(self.alive) // LOOKED_SHARE))
-        )
+        """Look up the partners of clusters whose partner is not certain: first those that others want for theirs, as the chain of
+        nearest neighbours does, since only they can bring a merge; where these are few, the ones of the least bounds as well."""
+        known = self.known
+        bound = np.where(known, np.inf, self.bound)
+        wanted = np.zeros(len(known), dtype=bool)
+        wanted[self.partners[known, 0]] = True
+        wanted &= self.alive & ~known
+        count = min(int((self.alive & ~known).sum()), max(LEAST_LOOKED, min(MOST_LOOKED, int(wanted.sum()))))
+        bound[wanted] = -1 / (1 + bound[wanted])  # before all others, in the same order
         rows = np.sort(np.argpartition(bound, count - 1)[:count])
         found = self.search.nearest(rows, self.costs)
         self.partners[rows], self.nearby[rows], self.rest[rows] = found.partners, found.costs, found.rest

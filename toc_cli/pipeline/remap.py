@@ -121,20 +121,25 @@ def _write(file: NewHdf5, tokens: Tokens, maps: list[torch.Tensor], progress: Pr
     out = new_dataset(file.root, tokens.name, tokens.shape, smallest_unsigned(most))
     out.attrs["levels"], out.attrs["heads"] = len(maps), heads
     out.attrs["num_codes"] = [1 + int(one.max()) for one in maps]
-    tables = [one.numpy() for one in maps]
+    vanish = any(int(one.min()) < 0 for one in maps)
+    tables = [one.numpy().astype(np.int32 if vanish else out.dtype) for one in maps]
     changed = 0
     with progress(f"rewriting {printable(tokens.name, 60)}", math.prod(lead)) as advance:
         for start, stop, block in tokens.blocks(codes, heads, ROWS):
-            new = np.stack([table[np.arange(heads), block[:, level]] for level, table in enumerate(tables)], axis=1)
-            if (new < 0).any():
+            new = np.empty(block.shape, tables[0].dtype)
+            for level, table in enumerate(tables):
+                for head in range(heads):
+                    np.take(table[head], block[:, level, head], out=new[:, level, head], mode="clip")  # all are codes
+            if vanish and new.min() < 0:
                 row, level, head = (int(axis[0]) for axis in (new < 0).nonzero())
                 raise InputError(
                     f"{printable(tokens.name)}: token {block[row, level, head]} of level {level} stands for a code that has vanished "
                     f"(first in row {start * math.prod(lead[1:]) + row}).",
                     "Run toc optimize --codes on features that use it, or quantise these rows anew.",
                 )
-            changed += int((new != block).any((1, 2)).sum())
-            out[start:stop] = new.astype(out.dtype).reshape(stop - start, *tokens.shape[1:])
+            other = new != block
+            changed += np.count_nonzero(other if other[0].size == 1 else other.any((1, 2)))
+            out[start:stop] = new.astype(out.dtype, copy=False).reshape(stop - start, *tokens.shape[1:])
             file.check()
             advance(len(block))
     about = {"name": tokens.name, "shape": list(out.shape), "dtype": str(out.dtype)}
