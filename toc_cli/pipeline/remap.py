@@ -23,8 +23,8 @@ from toc_cli.pipeline.options import Progress, silent
 from toc_cli.pipeline.outputs import place_for
 from toc_cli.pipeline.quantize import new_dataset, smallest_unsigned
 
-ROWS = 2**18
-"""Rows of tokens rewritten at once."""
+TOKENS = 2**19
+"""Tokens rewritten at once."""
 
 
 def remap_tokens(
@@ -125,7 +125,7 @@ def _write(file: NewHdf5, tokens: Tokens, maps: list[torch.Tensor], progress: Pr
     tables = [one.numpy().astype(np.int32 if vanish else out.dtype) for one in maps]
     changed = 0
     with progress(f"rewriting {printable(tokens.name, 60)}", math.prod(lead)) as advance:
-        for start, stop, block in tokens.blocks(codes, heads, ROWS):
+        for start, stop, block in tokens.blocks(codes, heads, max(1, TOKENS // (len(maps) * heads))):
             new = np.empty(block.shape, tables[0].dtype)
             for level, table in enumerate(tables):
                 for head in range(heads):
