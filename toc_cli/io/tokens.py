@@ -48,7 +48,7 @@ class Tokens:
         return lead
 
     def blocks(self, num_codes: tuple[int, ...], heads: int, most: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(start, stop) along the first axis, and the tokens (n, L, H) int64 there; about `most` rows at once.
+        """(start, stop) along the first axis, and the tokens (n, L, H) there, integers as stored; about `most` rows at once.
 
         InputError for a token that is none of its level's codes.
         """
@@ -59,7 +59,8 @@ class Tokens:
         for start in range(0, lead[0], step):
             stop = min(lead[0], start + step)
             try:
-                block = np.asarray(self.source[start:stop]).astype(np.int64).reshape(-1, levels, heads)
+                block = np.asarray(self.source[start:stop]).reshape(-1, levels, heads)
+                block = block.astype(block.dtype.newbyteorder("="), copy=False)
             except ERRORS as error:
                 raise InputError(f"{printable(self.name)} cannot be read: {printable(error)}.") from None
             inside = block.min() >= 0 and block.max() < min(num_codes)  # far cheaper than each by its level

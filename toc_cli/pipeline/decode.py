@@ -94,7 +94,7 @@ def _write(
     most = max(1, min(ROWS, options.max_memory // (32 * width)))
     with progress(f"decoding {printable(tokens.name, 60)}", math.prod(lead)) as advance:
         for start, stop, block in tokens.blocks(codes, form.heads, most):
-            found = _decoded(form, torch.from_numpy(block), projected)
+            found = _decoded(form, torch.from_numpy(block.astype(np.int64)), projected)
             out[start:stop] = found.float().numpy().reshape(stop - start, *lead[1:], width)
             file.check()
             advance(len(block))
