@@ -198,6 +198,44 @@ def test_a_residual_vq_in_its_own_library(tmp_path: Path) -> None:
     assert state["layers.0._codebook.cluster_size"].shape == (1, kept)
 
 
+def test_levels_that_share_one_table_keep_the_codes_that_any_of_them_uses(tmp_path: Path) -> None:
+    vqp = pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(0)
+    build = {"dim": 8, "num_quantizers": 2, "kmeans_init": False, "shared_codebook": True}
+    module = vqp.ResidualVQ(codebook_size=24, **build).eval()
+    table = module.layers[0]._codebook.embed
+    table.data = torch.randn_like(table)
+    torch.save(module.state_dict(), tmp_path / "rvq.pt")
+    pairs = torch.cartesian_prod(torch.arange(0, 24, 3), torch.arange(0, 24, 4))
+    x = table[0, pairs[:, 0]] + 0.3 * table[0, pairs[:, 1]]
+    make_features(tmp_path / "feats.h5", x=x.detach().numpy())
+    with torch.inference_mode():
+        old = module(x[None])[1][0][..., None]
+    entry = optimize(tmp_path, "rvq.pt", "--codes", "used", *FORMS)
+    kept = len(old.unique())
+    assert entry["codes"]["after"] == [kept, kept]
+    assert kept < 24
+    new, ids = expected(tmp_path, old)
+    for name, size, tokens in (("m.sliced.pt", kept, new), ("m.masked.pt", 24, ids)):
+        other = vqp.ResidualVQ(codebook_size=size, **build).eval()
+        other.load_state_dict(torch.load(tmp_path / name))
+        with torch.inference_mode():
+            assert torch.equal(other(x[None])[1][0][..., None], tokens)
+
+
+@pytest.mark.parametrize("form", ["masked", "sliced"])
+def test_codes_that_a_network_makes_are_refused(tmp_path: Path, form: str) -> None:
+    vqp = pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(0)
+    module = vqp.ResidualVQ(dim=8, num_quantizers=2, codebook_size=16, kmeans_init=False, implicit_neural_codebook=True)
+    torch.save(module.state_dict(), tmp_path / "qinco.pt")
+    make_features(tmp_path / "feats.h5", x=torch.randn(40, 8).numpy())
+    done = toc(
+        "optimize", "qinco.pt", "--features", "feats.h5", "--codes", "used", "--emit", form, "--assume", cwd=tmp_path
+    )
+    assert (done.code, "the codes after level 0 are no stored tables" in done.err) == (2, True), done.err
+
+
 @pytest.mark.parametrize("family", ["encodec", "diffusers vqmodel"])
 def test_codecs_in_their_own_library(tmp_path: Path, family: str) -> None:
     pytest.importorskip("diffusers" if "diffusers" in family else "transformers")

@@ -127,13 +127,12 @@ def _shared(source: Source, usage: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _groups(source: Source) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """The (level, head) that read the same codes of the same tensor, by each of them."""
-    keys, tables = source.book.keys, source.parts.tables
+    """The (level, head) that read the same codes, by each of them: one tensor, under one name or several."""
+    tables = source.parts.tables
     places = [(level, head) for level in range(len(tables)) for head in range(tables[level].shape[0])]
 
     def same(a: tuple[int, int], b: tuple[int, int]) -> bool:
-        key = [keys[min(level, len(keys) - 1)][min(head, len(keys[0]) - 1)] for level, head in (a, b)]
-        return a == b or (key[0] == key[1] and torch.equal(tables[a[0]][a[1]], tables[b[0]][b[1]]))
+        return a == b or torch.equal(tables[a[0]][a[1]], tables[b[0]][b[1]])
 
     return {place: [other for other in places if same(place, other)] for place in places}
 

@@ -69,6 +69,8 @@ def refusal(ckpt: Checkpoint, book: Codebook, mode: Mode) -> str:
         return ckpt.read_only.rstrip(".")
     if book.evidence == "assumed" and not book.granted:
         return ASSUMED
+    if book.exact_levels is not None:
+        return f"the codes after level {book.exact_levels - 1} are no stored tables"
     tables = [site for site in book.sites if site.role in ("codes", "sums")]
     if not tables:
         return "no stored table of this codebook can be edited in place"
