@@ -52,8 +52,11 @@ class SafetensorsFile(Checkpoint):
         self.metadata: dict[str, str] = dict(metadata)
         self.values = {(key,): value for key, value in metadata.items()}
         self._spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
-        for name, entry in header.items():
-            self.infos[name] = TensorInfo((), name, tuple(entry["shape"]), TYPES[entry["dtype"]])
+        self._shares = {name: of for name, of in self.metadata.items() if of in header and name not in header}
+        """Names of tensors that `save_model` left out, since they share the storage of another, and that one's name."""
+        for name, of in ({name: name for name in header} | self._shares).items():
+            shape, stored = tuple(header[of]["shape"]), TYPES[header[of]["dtype"]]
+            self.infos[name] = TensorInfo((), name, shape, stored, of if of in self._shares.values() else None)
         self.config, config_files = config_beside(path)
         self.files = (path, *config_files)
         if ARTEFACT_KEY in metadata:
@@ -65,7 +68,7 @@ class SafetensorsFile(Checkpoint):
         try:
             if self._file is None:
                 self._file = safe_open(self.path, framework="pt")
-            return self._file.get_tensor(key)
+            return self._file.get_tensor(self._shares.get(key, key))
         except (SafetensorError, OSError, RuntimeError) as error:
             raise InputError(f"{printable(self.path)}: {printable(key)} cannot be read: {printable(error)}.") from None
 
@@ -81,17 +84,20 @@ class SafetensorsFile(Checkpoint):
     def write_tensors(
         self, target: Path, edits: Mapping[str, torch.Tensor], without: frozenset[str] = frozenset()
     ) -> None:
-        """Copy the file to `target` with replaced and added tensors, some left out; the rest is copied as bytes."""
+        """Copy the file to `target` with replaced and added tensors, some left out; the rest is copied as bytes. A name that shares
+        the tensor of another stands on its own only where it is given another."""
+        apart = {name for name, of in self._shares.items() if name in edits and not _same(edits[name], edits.get(of))}
         names = [
             *(name for name in self._spans if name not in without),
-            *(name for name in edits if name not in self._spans),
+            *(name for name in edits if name not in self._spans and (name not in self._shares or name in apart)),
         ]
-        infos = {name: (type_name(edits[name].dtype), tuple(edits[name].shape)) for name in edits}
+        infos = {name: (type_name(edits[name].dtype), tuple(edits[name].shape)) for name in names if name in edits}
         for name, info in self.infos.items():
             infos.setdefault(name, (info.stored, info.shape))
         # Wide types first, as the library writes them, so that every tensor stays aligned after a slice.
         order = sorted(names, key=lambda name: -BYTES[infos[name][0]])
-        header: dict[str, Any] = {"__metadata__": self.metadata} if self.metadata else {}
+        metadata = {key: value for key, value in self.metadata.items() if key not in apart | without}
+        header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
         offset, spans = 0, {}
         for name in order:
             stored, shape = infos[name]
@@ -111,6 +117,12 @@ class SafetensorsFile(Checkpoint):
                     begin, end = self._spans[name]
                     source.seek(self._start + begin)
                     copy_bytes(source, out, end - begin)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
+    import torch
+
+    return one is other or (other is not None and one.dtype == other.dtype and torch.equal(one, other))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -26,10 +26,20 @@ def supported(
     reasons = {mode: _refusal(ckpt, codebook, mode, rotated) for mode in MODES}
     if isinstance(size, tuple):
         reasons = {mode: reason or UNEVEN.get(mode, "") for mode, reason in reasons.items()}
+        if _one_table(ckpt, codebook):
+            reasons["masked"] = reasons["masked"] or "its levels share one table, which can keep one set of dimensions"
     widest = max(size) if isinstance(size, tuple) else size
     if widest is not None and codebook.kept_refusal:
         reasons = {mode: reason or codebook.kept_refusal(mode, widest) for mode, reason in reasons.items()}
     return reasons
+
+
+def _one_table(ckpt: Checkpoint, codebook: Codebook) -> bool:
+    """Whether several levels are stored once, under one name or several."""
+    first = [level[0] for level in codebook.keys]
+    places = [ckpt.infos[key].storage or key for key in first if key in ckpt.infos]
+    windows = {site.window for site in codebook.sites if site.role == "codes"}
+    return len(set(places)) < len(places) and len(windows) < len(places)
 
 
 def _refusal(ckpt: Checkpoint, codebook: Codebook, mode: Mode, rotated: bool) -> str:
