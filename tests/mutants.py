@@ -48,6 +48,7 @@ ROOMS = {
     "ops/usage.py": ("ops/test_metrics.py", "pipeline/test_tokens.py"),
     "ops/probe.py": ("ops/test_metrics.py",),
     "ops/figures.py": ("ops/test_figures.py",),
+    "ops/level.py": ("ops/test_quantiser.py", "ops/test_metrics.py"),
     "ops/quantiser.py": ("ops/test_quantiser.py", "ops/test_metrics.py"),
     "ops/lloyd.py": ("ops/test_lloyd.py",),
     "ops/criteria/agreement.py": ("ops/test_criteria.py",),

@@ -11,7 +11,8 @@ import torch
 from toc_cli.errors import UsageError
 from toc_cli.ops.criteria.base import Known
 from toc_cli.ops.criterion import CRITERIA
-from toc_cli.ops.quantiser import Quantiser, components
+from toc_cli.ops.level import components
+from toc_cli.ops.quantiser import Quantiser
 from toc_cli.ops.rotation import Rotation
 from toc_cli.ops.scores import Scores, shared, similarity_and_variance
 from toc_cli.ops.selection import Selection, Size, one_size, padded, parse_ratio, select, trimmed

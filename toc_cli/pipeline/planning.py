@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint
+from toc_cli.io.families.base import Mode
 from toc_cli.io.features import Features, describe, open_features
 from toc_cli.io.names import printable
 from toc_cli.ops.linear import Array
@@ -39,8 +40,8 @@ from toc_cli.pipeline.preflight import (
     refuse_swapped,
 )
 from toc_cli.pipeline.provenance import hash_inputs, inputs_of
-from toc_cli.pipeline.ranks import from_environment
-from toc_cli.pipeline.reading.decide import books_said, decide
+from toc_cli.pipeline.ranks import Ranks, from_environment
+from toc_cli.pipeline.reading.decide import Reading, books_said, decide
 from toc_cli.pipeline.reading.explained import unexplained
 from toc_cli.pipeline.reading.origin import of_another_checkpoint
 from toc_cli.pipeline.reading.said import Said
@@ -48,9 +49,30 @@ from toc_cli.pipeline.record import CHOSEN, BookRecord, constant_dimensions, con
 from toc_cli.pipeline.refresh import refreshed, refuse_refresh
 from toc_cli.pipeline.source import Source, device_of
 from toc_cli.pipeline.study import Study
-from toc_cli.pipeline.vocabulary import open_vocabulary, vocab_warnings
+from toc_cli.pipeline.vocabulary import Vocabulary, open_vocabulary, vocab_warnings
 
 PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is read and refused before the first feature row."""
+
+    ckpt: Checkpoint
+    features: Features
+    options: Options
+    outputs: Outputs | None
+    reading: Reading
+    studies: list[Study]
+    vocabulary: Vocabulary | None
+    decode: Callable[..., dict[str, Any]] | None
+    """Measures the outputs of the written copies, where `--data` is given."""
+    ranks: Ranks
+
+    @property
+    def forms(self) -> Sequence[Mode]:
+        """The edited copies that are asked for."""
+        return () if self.outputs is None else self.outputs.checkpoints
 
 
 def plan_optimization(
@@ -63,6 +85,51 @@ def plan_optimization(
 ) -> Plan:
     """Everything of `toc optimize` but the writing. What can be refused without a feature row is, before the first is read."""
     started = time.perf_counter()
+    ready = _ready(checkpoint, features, options, outputs, progress)
+    ckpt, studies, options = ready.ckpt, ready.studies, ready.options
+    ckpt.close()  # what it maps counts as memory; it opens again when it is written
+    hashes = hash_inputs(ckpt, ready.features, ready.ranks)
+    if options.codes is not None:
+        studies = recode(studies)
+    count_usage(studies)
+    counted = time.perf_counter()
+    chosen, curves, accounts, budget = _choices(studies)
+    wanted = [
+        Wanted(study.source, choice.size, choice.rotation is not None, options.recuts) for study, choice in chosen
+    ]
+    refuse_impossible(ckpt, wanted, ready.forms)
+    plain: list[Choice | None] = [None for _ in chosen]
+    if options.refresh is not None:
+        plain = [choice for _, choice in chosen]
+        chosen = [refreshed(curve, choice) for curve, (_, choice) in zip(curves, chosen, strict=True)]
+    entries = [
+        _entry(ckpt, curve, choice, before)
+        | {"forms": forms_of(ckpt, study.source, choice, study.criteria), "auto": account}
+        | known
+        for curve, (study, choice), before, account, known in zip(
+            curves, chosen, plain, accounts, ready.reading.evidence, strict=True
+        )
+    ]
+    record = _record(ready, chosen, entries, inputs_of(ready.ranks.gather(hashes.result()), ready.features))
+    if budget is not None:
+        record["budget"] = budget
+    seconds = time.perf_counter() - started
+    rows = sum(study.census.rows for study in studies)
+    record["timing"] = {
+        "seconds": round(seconds, 3), "counting_seconds": round(counted - started, 3),
+        "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ready.ranks.world,
+    }  # fmt: skip
+    return Plan(ckpt, ready.features, options, chosen, record, outputs, ready.ranks, ready.decode, ready.vocabulary)
+
+
+def _ready(
+    checkpoint: str | Path | Checkpoint,
+    features: str | Path | Array | Mapping[str, Array] | Sequence[str | Path] | Features,
+    options: Options,
+    outputs: Outputs | None,
+    progress: Progress,
+) -> _Ready:
+    """Open and read what is given, and refuse what can be refused."""
     ranks = from_environment()
     ckpt = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     said = Said(options.reading, options.space, options.channel_axis)
@@ -91,78 +158,55 @@ def plan_optimization(
         Study(source, Census(met), opened, options, ranks, progress)
         for source, met in zip(books, reading.fits, strict=True)
     ]
+    ready = _Ready(ckpt, opened, options, outputs, reading, studies, None, decode, ranks)
     if options.levels is not None:
-        refuse_levels([study.source for study in studies], options.levels)
-        modes = outputs.checkpoints if outputs is not None else ()
-        refuse_level_forms(ckpt, [study.source for study in studies], options.levels, modes, lean=options.lean)
+        refuse_levels(books, options.levels)
+        refuse_level_forms(ckpt, books, options.levels, ready.forms, lean=options.lean)
         studies = [cut_levels(ckpt, study) for study in studies]
     if options.refresh is not None:
-        modes = outputs.checkpoints if outputs is not None else ()
-        refuse_refresh(ckpt, [study.source for study in studies], modes)
+        refuse_refresh(ckpt, [study.source for study in studies], ready.forms)
     preflight(ckpt, studies, outputs)
     vocabulary = None
     if outputs is not None and outputs.vocab:
         vocabulary = open_vocabulary(ckpt, [study.source for study in studies], outputs.vocab)
     studies = [replace(study, criteria=candidates(ckpt, study)) for study in studies]
-    ckpt.close()  # what it maps counts as memory; it opens again when it is written
-    hashes = hash_inputs(ckpt, opened, ranks)
-    if options.codes is not None:
-        studies = recode(studies)
-    count_usage(studies)
-    counted = time.perf_counter()
-    chosen, curves, accounts, budget = _choices(studies)
-    if outputs is not None:
-        wanted = [
-            Wanted(study.source, choice.size, choice.rotation is not None, options.recuts) for study, choice in chosen
-        ]
-        refuse_impossible(ckpt, wanted, outputs.checkpoints)
-    plain: list[Choice | None] = [None for _ in chosen]
-    if options.refresh is not None:
-        plain = [choice for _, choice in chosen]
-        chosen = [refreshed(curve, choice) for curve, (_, choice) in zip(curves, chosen, strict=True)]
-    entries = [
-        {
-            **_entry(ckpt, curve, choice, before),
-            "forms": forms_of(ckpt, study.source, choice, study.criteria),
-            "auto": account,
-            **known,
-        }
-        for curve, (study, choice), before, account, known in zip(
-            curves, chosen, plain, accounts, reading.evidence, strict=True
-        )
-    ]
-    recoded = [(study.source, entry) for (study, _), entry in zip(chosen, entries, strict=True) if study.source.codes]
-    for source, entry in recoded:
-        entry["codes"] = source.codes.about if source.codes else None
-    for (study, _), entry in zip(chosen, entries, strict=True):
-        if study.source.refreshed is not None:
-            entry["refresh"] |= study.source.refreshed.about
-    inputs = inputs_of(ranks.gather(hashes.result()), opened)
+    return replace(ready, studies=studies, vocabulary=vocabulary)
+
+
+def _record(
+    ready: _Ready,
+    chosen: Sequence[tuple[Study, Choice]],
+    entries: Sequence[dict[str, Any]],
+    inputs: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """The run record of what was chosen and measured, with every warning. InputError for a file that changed meanwhile."""
+    ckpt, opened = ready.ckpt, ready.features
     ckpt.refuse_changes()
     opened.refuse_changes()
-    met = {fit.dataset.name: fit.dataset for study in studies for fit in study.fits}
-    read = [describe(stream) for stream in met.values()]
-    aside = [warning for study, choice in chosen for warning in off_centre(study, choice)]
-    aside += [code_warning(source) for source, _ in recoded]
-    aside += [level_warning(study.source) for study, _ in chosen if study.source.about_levels is not None]
-    captured = of_another_checkpoint(met.values(), inputs)
-    unused = ignored_labels(opened, list(met.values()))
-    warnings = [*warnings_of(books), *reading.warnings, *aside, *captured, *unused, *unexplained(entries)]
-    if vocabulary is not None:
-        warnings += vocab_warnings(vocabulary, chosen[0][0].source)
-    record = run_record(options, inputs, read, warnings, entries)
-    if budget is not None:
-        record["budget"] = budget
+    sources = [study.source for study, _ in chosen]
+    for source, entry in zip(sources, entries, strict=True):
+        if source.codes is not None:
+            entry["codes"] = source.codes.about
+        if source.refreshed is not None:
+            entry["refresh"] |= source.refreshed.about
+    met = {fit.dataset.name: fit.dataset for study, _ in chosen for fit in study.fits}
+    warnings = [
+        *warnings_of(ready.reading.books),
+        *ready.reading.warnings,
+        *(warning for study, choice in chosen for warning in off_centre(study, choice)),
+        *(code_warning(source) for source in sources if source.codes is not None),
+        *(level_warning(source) for source in sources if source.about_levels is not None),
+        *of_another_checkpoint(met.values(), inputs),
+        *ignored_labels(opened, list(met.values())),
+        *unexplained(entries),
+    ]
+    if ready.vocabulary is not None:
+        warnings += vocab_warnings(ready.vocabulary, sources[0])
+    record = run_record(ready.options, inputs, [describe(stream) for stream in met.values()], warnings, entries)
     record["checkpoint"] = printable(ckpt.path.name, 200)
-    seconds = time.perf_counter() - started
-    rows = sum(study.census.rows for study in studies)
-    record["timing"] = {
-        "seconds": round(seconds, 3), "counting_seconds": round(counted - started, 3),
-        "rows_per_second": round(rows / max(1e-9, counted - started)), "ranks": ranks.world,
-    }  # fmt: skip
-    if vocabulary is not None:
-        record["vocab"] = vocabulary.about(chosen[0][0].source)
-    return Plan(ckpt, opened, options, chosen, record, outputs, ranks, decode, vocabulary)
+    if ready.vocabulary is not None:
+        record["vocab"] = ready.vocabulary.about(sources[0])
+    return record
 
 
 def _choices(
