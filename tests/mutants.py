@@ -58,6 +58,7 @@ ROOMS = {
     "ops/criteria/codes.py": ("ops/test_scores.py", "ops/test_geometry.py"),
     "report/checks.py": ("report/test_checks.py",),
     "io/families/emit.py": ("io/families/test_emit.py", "io/families/test_variants.py"),
+    "io/families/space.py": ("io/families/test_emit.py", "io/families/test_variants.py"),
     "io/families/offered.py": ("io/families/test_emit.py", "io/families/test_variants.py"),
     "io/families/copies.py": ("io/families/test_emit_training_files.py",),
     "pipeline/auto.py": ("pipeline/test_auto.py",),

@@ -14,10 +14,11 @@ from toc_cli.io.containers import feature_suffixes, open_features_file
 from toc_cli.io.features.collection import Features
 from toc_cli.io.features.grouping import Entry, Group, groups
 from toc_cli.io.features.labels import LabelSet
+from toc_cli.io.features.part import Part
 from toc_cli.io.features.places import Place, places
 from toc_cli.io.features.source import ArraySource, Source
 from toc_cli.io.features.starts import with_starts
-from toc_cli.io.features.stream import Part, Stream
+from toc_cli.io.features.stream import Stream
 from toc_cli.io.features.tokens import Recorded, recorded, split
 from toc_cli.io.names import printable
 from toc_cli.io.stamps import Stamps

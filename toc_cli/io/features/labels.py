@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from toc_cli.errors import InputError
+from toc_cli.io.features.part import Part
 from toc_cli.io.features.source import Opened
-from toc_cli.io.features.stream import Part, Stream
+from toc_cli.io.features.stream import Stream
 from toc_cli.io.names import printable
 
 LABEL_LIMIT = 1 << 30

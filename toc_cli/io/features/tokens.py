@@ -13,8 +13,9 @@ import numpy as np
 
 from toc_cli.errors import InputError
 from toc_cli.io.features.grouping import Entry
+from toc_cli.io.features.part import Part
 from toc_cli.io.features.source import Opened, Source
-from toc_cli.io.features.stream import Part, Stream
+from toc_cli.io.features.stream import Stream
 from toc_cli.io.names import printable
 
 SUFFIX = ".tokens"
