@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -22,11 +22,13 @@ class Counted(io.FileIO):
     """A file that counts what is read of it."""
 
     opened: list[Counted]
+    every: list[Counted]
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.bytes = 0
         Counted.opened.append(self)
+        Counted.every.append(self)
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
         count = super().readinto(buffer)
@@ -35,10 +37,12 @@ class Counted(io.FileIO):
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
-    Counted.opened = []
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Counted]]:
+    Counted.opened, Counted.every = [], []
     monkeypatch.setattr(hdf5, "open_hdf5", lambda path: h5py.File(Counted(path), "r"))
-    return Counted
+    yield Counted
+    for file in Counted.every:  # h5py closes its own alone
+        file.close()
 
 
 def passes(stream: Stream) -> dict[str, Callable[[], int]]:

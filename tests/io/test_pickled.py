@@ -139,7 +139,7 @@ def calls(mark: Path) -> list[Call]:
         Call(os.mkdir, name),
         Call(os.system, f"touch {name}"),
         Call(eval, f"__import__('os').mkdir({name!r})"),
-        Call(exec, f"open({name!r}, 'w')"),
+        Call(exec, f"open({name!r}, 'w').close()"),
         Call(subprocess.call, ["touch", name]),
         Call(shutil.copy, "/etc/hostname", name),
         Call(np.save, name, np.zeros(1)),

@@ -19,7 +19,8 @@ mark = sys.argv.pop()
 def _():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     try:
-        peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        with open("/proc/self/status") as status:
+            peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         pass
     with open(mark, "w") as file:
@@ -46,14 +47,13 @@ def run_python(program: str, arguments: Sequence[str] = (), environment: Mapping
         mark = os.path.join(folder, "peak")
         words = [sys.executable, "-c", PEAK + program, *arguments, mark]
         began = time.perf_counter()
-        child = subprocess.Popen(
-            words, env=os.environ | dict(environment or {}), stdout=subprocess.PIPE, stderr=told, text=True
-        )
-        assert child.stdout is not None
-        said = child.stdout.read()
-        _, status, used = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
+        given = os.environ | dict(environment or {})
+        with subprocess.Popen(words, env=given, stdout=subprocess.PIPE, stderr=told, text=True) as child:
+            assert child.stdout is not None
+            said = child.stdout.read()
+            _, status, used = os.wait4(child.pid, 0)
+            seconds = time.perf_counter() - began
+            child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             told.seek(0)
             raise BenchFailed(f"A measured program ended with {child.returncode}: {told.read()[-2000:].strip()}")

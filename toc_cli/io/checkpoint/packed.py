@@ -8,9 +8,11 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
+import weakref
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -29,15 +31,17 @@ ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, OSError, EOFError, K
 class Packed(Checkpoint):
     """The checkpoint inside an archive."""
 
-    def __init__(self, path: Path, name: str, opened: Callable[[], tuple[IO[bytes], int]]) -> None:
+    def __init__(
+        self, path: Path, name: str, opened: Callable[[], AbstractContextManager[tuple[IO[bytes], int]]]
+    ) -> None:
         super().__init__(path)
-        self._folder = tempfile.TemporaryDirectory(prefix="toc-")
-        inner = Path(self._folder.name) / name
+        folder = tempfile.mkdtemp(prefix="toc-")
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        inner = Path(folder) / name
         try:
-            file, size = opened()
-            if size > max(SMALL, EXPANSION_LIMIT * path.stat().st_size):
-                raise InputError(f"{printable(path)} unpacks to {size:,} bytes; refused as a bomb.")
-            with file, open(inner, "wb") as out:
+            with opened() as (file, size), open(inner, "wb") as out:
+                if size > max(SMALL, EXPANSION_LIMIT * path.stat().st_size):
+                    raise InputError(f"{printable(path)} unpacks to {size:,} bytes; refused as a bomb.")
                 shutil.copyfileobj(file, out, 1 << 20)
         except ERRORS as error:
             raise InputError(
@@ -60,7 +64,7 @@ class Packed(Checkpoint):
 
     def close(self) -> None:
         self._inner.close()
-        self._folder.cleanup()
+        self._remove()
 
 
 class KerasFile(Packed):
@@ -69,9 +73,10 @@ class KerasFile(Packed):
     container = "keras"
 
     def __init__(self, path: Path) -> None:
-        def opened() -> tuple[IO[bytes], int]:
-            archive = zipfile.ZipFile(path)
-            return archive.open("model.weights.h5"), archive.getinfo("model.weights.h5").file_size
+        @contextmanager
+        def opened() -> Iterator[tuple[IO[bytes], int]]:
+            with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file:
+                yield file, archive.getinfo("model.weights.h5").file_size
 
         super().__init__(path, "model.weights.h5", opened)
 
@@ -82,13 +87,16 @@ class NemoFile(Packed):
     container = "nemo"
 
     def __init__(self, path: Path) -> None:
-        def opened() -> tuple[IO[bytes], int]:
-            archive = tarfile.open(path, "r:*")  # noqa: SIM115 (closed with the file)
-            for member in archive:
-                if member.isfile() and Path(member.name).name == "model_weights.ckpt":
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    return file, member.size
+        @contextmanager
+        def opened() -> Iterator[tuple[IO[bytes], int]]:
+            with tarfile.open(path, "r:*") as archive:
+                for member in archive:
+                    if member.isfile() and Path(member.name).name == "model_weights.ckpt":
+                        file = archive.extractfile(member)
+                        assert file is not None
+                        with file:
+                            yield file, member.size
+                        return
             raise InputError(
                 f"{printable(path)} is a tar archive without model_weights.ckpt.", "Unpack it with tar xf."
             )
