@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -40,6 +41,10 @@ MOMENTS = {
     "sum",
 }
 """What the optimizers of torch keep for each parameter, under `state` and its number."""
+
+
+WRAPPED = re.compile(r"(\.\d+)(?:\._orig_mod|\._fsdp_wrapped_module|\._checkpoint_wrapped_module)+(?=\.)")
+"""What torch.compile, FSDP and activation checkpointing put between a numbered module and its tensors."""
 
 
 class Section:
@@ -136,11 +141,16 @@ def _sections(ckpt: Checkpoint) -> list[Section]:
     for info in ckpt.infos.values():
         if is_optimizer(info):
             continue
-        if ckpt.container == "h5":
-            found.setdefault((), {})[info.key.replace("/", ".")] = info
-        else:
-            found.setdefault(info.section, {})[info.name.replace("/", ".")] = info
-    return [Section(path, infos) for path, infos in found.items()]
+        section, name = ((), info.key) if ckpt.container == "h5" else (info.section, info.name)
+        found.setdefault(section, {})[name.replace("/", ".")] = info
+    return [Section(path, _unwrapped(infos)) for path, infos in found.items()]
+
+
+def _unwrapped(infos: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The same by names without wrappers, but where two would get one name."""
+    short = {name: WRAPPED.sub(r"\1", name) for name in infos}
+    counts = Counter(short.values())
+    return {short[name] if counts[short[name]] == 1 else name: info for name, info in infos.items()}
 
 
 def beside(name: str) -> tuple[str, ...]:
