@@ -132,7 +132,7 @@ def of_pruning(rows: Sequence[Row]) -> list[str]:
         columns = [c for c in ("clip", "attribute", "second", MEAN) if any(column(row, c) is not None for row in own)]
         lines = [[variant, *(shown(losses(own, c, variant)) for c in columns)] for variant in variants]
         text += [
-            f"`{name}`, in points against all dimensions, over {len(own)} seeds:",
+            f"`{name}`, in points against all dimensions, over {len({row["seed"] for row in own})} seeds:",
             "",
             *table(["", *columns], lines),
         ]
@@ -162,19 +162,27 @@ def document(rows: Sequence[Row]) -> str:
         "the epoch is chosen on the validation split, and so are the probes'. The mean of parts is that of classification "
         "(clip, attribute), localisation (second), transfer (one event to two, other writers and voices) and retrieval (mAP of codes), "
         "each the mean of its figures (settled when four seeds were known; the columns beside it are all there are). "
+        "Models that were only evaluated beside pruned forms show all dimensions of that evaluation. "
         "The test splits were read once for each row; no setting was chosen on them.",
         "",
     ]
     for group, own in grouped(rows).items():
         width, epochs, validation = group
         text += [f"## Width {width}, {epochs} epochs{', on the validation splits' if validation else ''}", ""]
-        whole = [row for row in own if not row["options"]["keep"]]
-        cut = [row for row in own if row["options"]["keep"]]
-        text += of_models(whole or cut) + of_ablations(whole) + of_pruning(cut) + of_cost(whole or cut)
+        whole, cut = wholes(own), [row for row in own if row["options"]["keep"]]
+        text += of_models(whole) + of_ablations(whole) + of_pruning(cut) + of_cost(whole)
     states = {row.get("code") for row in rows}
     if len(states) > 1:
         text += [f"The rows were made by {len(states)} states of the code that trains and evaluates.", ""]
     return "\n".join(text)
+
+
+def wholes(rows: Sequence[Row]) -> list[Row]:
+    """One row of all dimensions per model and seed: where there is none, that of an evaluation beside pruned forms."""
+    found: dict[tuple[str, int], Row] = {}
+    for row in sorted(rows, key=lambda row: len(row["options"]["keep"])):
+        found.setdefault((row["model"], row["seed"]), row)
+    return list(found.values())
 
 
 def grouped(rows: Sequence[Row]) -> Mapping[tuple[int, int, bool], list[Row]]:
@@ -189,7 +197,7 @@ SHORT = ("clip", "attribute", "second", "one event to two", "retrieval", MEAN)
 
 def short(rows: Sequence[Row]) -> str:
     """The table of README: every profile that was read out through two codebooks (or its one), all dimensions, width 64."""
-    own = [row for row in rows if row["width"] == 64 and not row["options"]["keep"] and not row["validation"]]
+    own = wholes([row for row in rows if row["width"] == 64 and not row["validation"]])
     lines = []
     for name in ("corrected-2", "plain-2", "published-2", "uniform-1"):
         found = [row for row in own if row["model"] == name]
