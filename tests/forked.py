@@ -53,9 +53,8 @@ class Forks:
         return Ended(**json.loads(self._server.stdout.readline()))
 
     def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
+        with self._server:  # closes both ends, and waits
+            pass
 
 
 def _serve() -> None:

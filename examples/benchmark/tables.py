@@ -129,10 +129,11 @@ def of_pruning(rows: Sequence[Row]) -> list[str]:
     for name in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == name]
         variants = list(dict.fromkeys(v for row in own for f in row["figures"].values() for v in f if v != "full"))
+        seeds = len({row["seed"] for row in own})
         columns = [c for c in ("clip", "attribute", "second", MEAN) if any(column(row, c) is not None for row in own)]
         lines = [[variant, *(shown(losses(own, c, variant)) for c in columns)] for variant in variants]
         text += [
-            f"`{name}`, in points against all dimensions, over {len({row["seed"] for row in own})} seeds:",
+            f"`{name}`, in points against all dimensions, over {seeds} seeds:",
             "",
             *table(["", *columns], lines),
         ]
