@@ -70,6 +70,28 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options, fi
     return replace(so_far, tensors=tensors, without=so_far.without | without)
 
 
+def tied(ckpt: Checkpoint, source: Source) -> list[dict[str, Any]]:
+    """A warning of the record where another layer of the file is the very tensor of a table, and is edited with it."""
+    sites = {site.key for site in source.book.sites}
+    tables = [key for level in source.book.keys for key in dict.fromkeys(level) if key in ckpt.infos]
+    found = [
+        other.key
+        for own in (ckpt.infos[key] for key in dict.fromkeys(tables))
+        if own.storage is not None
+        for other in ckpt.infos.values()
+        if (other.storage, other.shape) == (own.storage, own.shape) and other.key not in sites
+        if torch.equal(ckpt.get(other.key), ckpt.get(own.key))
+    ]
+    if not found:
+        return []
+    shown = ", ".join(printable(key, 80) for key in dict.fromkeys(found))
+    text = (
+        f"{printable(source.book.shown, 120)} is the same tensor as {shown}, which masked and sliced copies change with it: "
+        "what reads that layer must allow for it"
+    )
+    return [{"id": "tied", "codebook": source.id, "text": f"{text}."}]
+
+
 def write_checkpoint(
     ckpt: Checkpoint, chosen: Chosen, mode: Mode, target: Path, options: Options, samples: Samples, first: Edits
 ) -> list[Path]:

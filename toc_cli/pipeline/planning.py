@@ -23,7 +23,7 @@ from toc_cli.pipeline.choice import Choice
 from toc_cli.pipeline.codes import code_warning, recode
 from toc_cli.pipeline.counting import count_usage
 from toc_cli.pipeline.curve import RANDOM_SEEDS, Curve, parse_sweep
-from toc_cli.pipeline.emission import forms_of
+from toc_cli.pipeline.emission import forms_of, tied
 from toc_cli.pipeline.findings import modality_agreement, off_centre, probe_labels, stability_of
 from toc_cli.pipeline.ignored_labels import ignored_labels
 from toc_cli.pipeline.levels import cut_levels, level_warning, refuse_level_forms, refuse_levels, worth
@@ -196,6 +196,7 @@ def _record(
         *(warning for study, choice in chosen for warning in off_centre(study, choice)),
         *(code_warning(source) for source in sources if source.codes is not None),
         *(level_warning(source) for source in sources if source.about_levels is not None),
+        *(warning for source in sources if {"masked", "sliced"} & {*ready.forms} for warning in tied(ckpt, source)),
         *of_another_checkpoint(met.values(), inputs),
         *ignored_labels(opened, list(met.values())),
         *unexplained(entries),

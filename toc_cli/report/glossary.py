@@ -124,6 +124,11 @@ WARNINGS = {
         "These are not the features that this codebook was trained on: capture what reaches the quantiser.",
         "before.snr_db>0",
     ),
+    "tied": (
+        "Another layer of the file is the very tensor of the codebook (an output layer tied to it, say), so a copy changes both.",
+        "Use the codebook form, or untie them, where that layer must stay as it is.",
+        "",
+    ),
     "off_centre_codes": (
         "The codes lie far from 0, so the paper's score ranks dimensions by their mean more than by what they tell apart.",
         "Take a criterion that does not see the mean: --criterion variance, usage-variance or pca.",
