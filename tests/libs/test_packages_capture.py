@@ -190,6 +190,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("layout", ["bytes NHWC", "bytes NCHW", "floats"])
 def test_pictures_as_arrays_are_those_of_files(layout: str, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
     image = pytest.importorskip("PIL.Image")
     torch.manual_seed(0)
     model = library.save(library.vqmodel(), tmp_path / "model")
@@ -223,6 +224,7 @@ def test_pictures_as_arrays_are_those_of_files(layout: str, tmp_path: Path) -> N
     ],
 )
 def test_arrays_that_are_no_pictures_are_told(array: np.ndarray, says: str, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
     torch.manual_seed(0)
     model = library.save(library.vqmodel(), tmp_path / "model")
     np.save(tmp_path / "x.npy", array)
