@@ -136,6 +136,8 @@ MISTAKES = {
 def test_it_gets_its_sentence(mistake: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command, code, says = MISTAKES[mistake]
+    if "in the local cache" in says:
+        pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     arguments = shlex.split(command)
     if arguments[0] == "optimize" and "-o" not in arguments and "hub/" not in command:
         arguments += ["-o", str(tmp_path / "out.toc.safetensors")]

@@ -28,6 +28,7 @@ CODECS = {"encodec": (models.encodec, 2), "dac": (models.dac, 2), "mimi": (model
 
 
 def prepared(name: str, here: Path) -> tuple[Path, list[tuple[Codebook, Quantiser]], np.ndarray]:
+    pytest.importorskip("transformers", reason="transformers is not installed")
     torch.manual_seed(0)
     folder = models.save(CODECS[name][0](), here / "model")
     ckpt = open_checkpoint(folder)
