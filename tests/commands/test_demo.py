@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import signal
 from pathlib import Path
 
 import h5py
@@ -70,6 +71,15 @@ def test_it_trains_with_the_settings_of_the_run_that_it_ships(tmp_path: Path, mo
     assert set(records) == {"fine.toc.json", "coarse.toc.json", "evaluation.toc.json"}
     assert all(file.exists() for file in files)
     assert RunFolder(tmp_path / "out" / "run").settings()["train"]["epochs"] == 1
+
+
+def test_a_training_that_is_stopped_leaves_nothing_and_promises_nothing(tmp_path: Path) -> None:
+    told: list[str] = []
+    watcher = Watcher(on_step=lambda report: signal.raise_signal(signal.SIGINT), on_warning=told.append)
+    with pytest.raises(KeyboardInterrupt):
+        avdigits.walk(tmp_path / "out", DemoChoice(keep="0.25", criterion="pca"), silent, watcher)
+    assert told == ["Stopped after step 1 of 1380."]
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_shipped_run_is_of_the_trainer_of_today() -> None:

@@ -252,3 +252,23 @@ def test_a_masked_copy_holds_no_more_than_its_edits(tmp_path: Path) -> None:
     assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()
     assert open_checkpoint(tmp_path / "y.pt").get("book").all()
+
+
+def test_a_name_that_shares_a_tensor_outlives_it(tmp_path: Path) -> None:
+    """As `save_model` stores a tied pair, of which the stored one is left out."""
+    weight, other = torch.randn(6, 4), torch.randn(3)
+    save_file({"average.w": weight, "b": other}, tmp_path / "m.safetensors", {"w": "average.w", "x.w": "average.w"})
+    checkpoint = open_checkpoint(tmp_path / "m.safetensors")
+    assert torch.equal(checkpoint.get("w"), weight)
+    checkpoint.write(tmp_path / "same.safetensors", Edits())
+    assert load_file(tmp_path / "same.safetensors").keys() == {"average.w", "b"}
+    checkpoint.write(tmp_path / "lean.safetensors", Edits(without=frozenset({"average.w", "x.w"})))
+    lean = load_file(tmp_path / "lean.safetensors")
+    assert lean.keys() == {"w", "b"}
+    assert torch.equal(lean["w"], weight)
+    assert torch.equal(lean["b"], other)
+    checkpoint.write(tmp_path / "apart.safetensors", Edits({"w": weight[:, :2].contiguous()}))
+    apart = load_file(tmp_path / "apart.safetensors")
+    assert torch.equal(apart["average.w"], weight)
+    assert torch.equal(apart["w"], weight[:, :2])
+    assert open_checkpoint(tmp_path / "apart.safetensors").infos.keys() == {"average.w", "b", "w", "x.w"}

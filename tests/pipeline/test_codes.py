@@ -168,6 +168,18 @@ def test_a_dead_first_code_cannot_be_masked(tmp_path: Path) -> None:
     assert "code 0 of level 0 is dropped, and no kept code has a lower id" in done.err
 
 
+def runs_in_the_library(here: Path, build: dict[str, Any], kept: int, x: torch.Tensor, old: torch.Tensor) -> None:
+    """The sliced and the masked file of a ResidualVQ of 24 codes, built by the library, give the mapped tokens."""
+    import vector_quantize_pytorch as vqp
+
+    new, ids = expected(here, old)
+    for name, size, tokens in (("m.sliced.pt", kept, new), ("m.masked.pt", 24, ids)):
+        other = vqp.ResidualVQ(codebook_size=size, **build).eval()
+        other.load_state_dict(torch.load(here / name))
+        with torch.inference_mode():
+            assert torch.equal(other(x[None])[1][0][..., None], tokens)
+
+
 def test_a_residual_vq_in_its_own_library(tmp_path: Path) -> None:
     vqp = pytest.importorskip("vector_quantize_pytorch")
     torch.manual_seed(0)
@@ -187,12 +199,7 @@ def test_a_residual_vq_in_its_own_library(tmp_path: Path) -> None:
     entry = optimize(tmp_path, "rvq.pt", "--codes", "used", *FORMS)
     (kept, _) = entry["codes"]["after"]
     assert kept < 24
-    new, ids = expected(tmp_path, old)
-    for name, size, tokens in (("m.sliced.pt", kept, new), ("m.masked.pt", 24, ids)):
-        other = vqp.ResidualVQ(codebook_size=size, **build).eval()
-        other.load_state_dict(torch.load(tmp_path / name))
-        with torch.inference_mode():
-            assert torch.equal(other(x[None])[1][0][..., None], tokens)
+    runs_in_the_library(tmp_path, build, kept, x, old)
     state = torch.load(tmp_path / "m.sliced.pt")
     assert state["layers.0._codebook.embed_avg"].shape == (1, kept, 8)
     assert state["layers.0._codebook.cluster_size"].shape == (1, kept)
@@ -215,12 +222,7 @@ def test_levels_that_share_one_table_keep_the_codes_that_any_of_them_uses(tmp_pa
     kept = len(old.unique())
     assert entry["codes"]["after"] == [kept, kept]
     assert kept < 24
-    new, ids = expected(tmp_path, old)
-    for name, size, tokens in (("m.sliced.pt", kept, new), ("m.masked.pt", 24, ids)):
-        other = vqp.ResidualVQ(codebook_size=size, **build).eval()
-        other.load_state_dict(torch.load(tmp_path / name))
-        with torch.inference_mode():
-            assert torch.equal(other(x[None])[1][0][..., None], tokens)
+    runs_in_the_library(tmp_path, build, kept, x, old)
 
 
 @pytest.mark.parametrize("form", ["masked", "sliced"])

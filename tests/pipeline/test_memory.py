@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from cli import make_checkpoint, toc
+from toc_cli.ops.pool import Pool
+from toc_cli.pipeline import counting
 
 MIB = 1 << 20
 CHILD = """
@@ -79,3 +81,27 @@ def test_a_plan_too_large_for_the_budget_names_the_size_that_would_do(
     assert what in done.err
     assert "Give it at least --max-memory" in done.err
     assert list(tmp_path.glob("*.toc.*")) == []
+
+
+@pytest.mark.parametrize(("budget", "most"), [("1GiB", 8), ("8MiB", 4)])
+def test_blocks_side_by_side_stay_within_the_budget(
+    budget: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight threads as many work as a quarter of the budget holds blocks: 128 rows of 2 x 256 numbers."""
+    together: list[int] = []
+
+    class Eight(Pool):
+        def __init__(self) -> None:
+            self.threads = 8
+
+        def map(self, part, items):  # type: ignore[no-untyped-def]
+            together.append(len(items))
+            return super().map(part, items)
+
+    monkeypatch.setattr(counting, "Pool", Eight)
+    make_checkpoint(tmp_path / "model.safetensors", torch.randn(8, 256))
+    np.save(tmp_path / "feats.npy", np.random.default_rng(0).standard_normal((60_000, 256), dtype=np.float32))
+    words = ["--metric", "euclidean", "--criterion", "discriminant", "--max-memory", budget]
+    done = toc("optimize", "model.safetensors", "--features", "feats.npy", *words, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert max(together) == most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def walk(
         if watcher is None:
             shutil.copytree(RUN, temporary, dirs_exist_ok=True)
         else:
-            train(DATA, temporary, config=RUN / "config.toml", watcher=watcher)
+            train(DATA, temporary, config=RUN / "config.toml", watcher=replace(watcher, to_go_on=""))
     model = run / "model.safetensors"
     records, files, artefacts = {}, [model], []
     for level in ("fine", "coarse"):

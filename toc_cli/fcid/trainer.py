@@ -56,6 +56,8 @@ class Watcher:
     on_step: Callable[[StepReport], None] = lambda report: None
     on_validation: Callable[[dict[str, Any]], None] = lambda record: None
     on_warning: Callable[[str], None] = lambda text: None
+    to_go_on: str = "Continue with --resume."
+    """What is said of a run that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ class Trainer:
                 if stopping or due or done:
                     self._save(must=stopping or done)
                 if stopping and not done:
-                    self._warn(f"Stopped after step {self.step} of {self.total_steps}. Continue with --resume.")
+                    self._warn(
+                        f"Stopped after step {self.step} of {self.total_steps}. {self.watcher.to_go_on}".rstrip()
+                    )
                     stop.act()
         return Summary(self.step, self.config.train.epochs, self.best_step, self.best_validation, self._writes)
 

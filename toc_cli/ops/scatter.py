@@ -37,7 +37,7 @@ def scatter(
     def errors() -> Iterator[torch.Tensor]:
         for start in range(0, len(x), TILE_ROWS):
             tile = slice(start, start + TILE_ROWS)
-            rows, chosen = x[tile], codes[tokens[tile]]
+            rows, chosen = x[tile], codes[tokens[tile].to(codes.device)].cpu()  # never the whole table
             if unit:
                 yield torch.from_numpy(unit_rows(rows) - unit_rows(chosen))
             else:

@@ -124,9 +124,13 @@ class Sums:
         if not self.reductions:
             return
         rows, step = len(sides[0].x), self.blocks.block
+        form = sides[0].form
+        numbers = len(sides) * min(rows, step) * (len(form.levels) * form.heads * form.dim + form.width)
         with Pool() as pool:
-            for first in range(0, rows, pool.threads * step):  # no more blocks at a time than are worked on
-                starts = range(first, min(rows, first + pool.threads * step), step)
+            # no more blocks at a time than are worked on, nor than a quarter of the budget holds in float64
+            together = step * max(1, min(pool.threads, self.study.budget // 4 // (8 * numbers)))
+            for first in range(0, rows, together):
+                starts = range(first, min(rows, first + together), step)
                 blocks = [[side.cut(start, start + step) for side in sides] for start in starts]
                 for found in pool.map(self._of_block, blocks):
                     self._extend(found)

@@ -54,9 +54,10 @@ class SafetensorsFile(Checkpoint):
         self._spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
         self._shares = {name: of for name, of in self.metadata.items() if of in header and name not in header}
         """Names of tensors that `save_model` left out, since they share the storage of another, and that one's name."""
+        shared = set(self._shares.values())
         for name, of in ({name: name for name in header} | self._shares).items():
             shape, stored = tuple(header[of]["shape"]), TYPES[header[of]["dtype"]]
-            self.infos[name] = TensorInfo((), name, shape, stored, of if of in self._shares.values() else None)
+            self.infos[name] = TensorInfo((), name, shape, stored, of if of in shared else None)
         self.config, config_files = config_beside(path)
         self.files = (path, *config_files)
         if ARTEFACT_KEY in metadata:
@@ -85,18 +86,23 @@ class SafetensorsFile(Checkpoint):
         self, target: Path, edits: Mapping[str, torch.Tensor], without: frozenset[str] = frozenset()
     ) -> None:
         """Copy the file to `target` with replaced and added tensors, some left out; the rest is copied as bytes. A name that shares
-        the tensor of another stands on its own only where it is given another."""
-        apart = {name for name, of in self._shares.items() if name in edits and not _same(edits[name], edits.get(of))}
+        the tensor of another stands on its own only where it is given another, or that one is left out."""
+        apart = [
+            name
+            for name, of in self._shares.items()
+            if name not in without and (of in without or (name in edits and not _same(edits[name], edits.get(of))))
+        ]
         names = [
             *(name for name in self._spans if name not in without),
-            *(name for name in edits if name not in self._spans and (name not in self._shares or name in apart)),
+            *apart,
+            *(name for name in edits if name not in self._spans and name not in self._shares),
         ]
         infos = {name: (type_name(edits[name].dtype), tuple(edits[name].shape)) for name in names if name in edits}
         for name, info in self.infos.items():
             infos.setdefault(name, (info.stored, info.shape))
         # Wide types first, as the library writes them, so that every tensor stays aligned after a slice.
         order = sorted(names, key=lambda name: -BYTES[infos[name][0]])
-        metadata = {key: value for key, value in self.metadata.items() if key not in apart | without}
+        metadata = {key: value for key, value in self.metadata.items() if key not in {*apart, *without}}
         header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
         offset, spans = 0, {}
         for name in order:
@@ -114,7 +120,7 @@ class SafetensorsFile(Checkpoint):
                 if name in edits:
                     out.write(tensor_bytes(edits[name]))
                 else:
-                    begin, end = self._spans[name]
+                    begin, end = self._spans[self._shares.get(name, name)]
                     source.seek(self._start + begin)
                     copy_bytes(source, out, end - begin)
 

@@ -34,7 +34,7 @@ def _xcov_draws(group: Sequence[Known], seed: int) -> list[Rotation]:
 def _scatter(known: Known, side: Side) -> Scatter:
     tokens, step = np.asarray(side.tokens), stride(side.rows)
     own = slice(-side.start % step, None, step)  # every step-th row of the stream, wherever blocks begin
-    codes = torch.as_tensor(known.codes).cpu()
+    codes = torch.as_tensor(known.codes)
     usage = np.bincount(tokens, minlength=len(codes))
     return scatter(torch.as_tensor(side.x)[own], codes, torch.as_tensor(tokens[own]), usage, known.unit)
 
