@@ -157,6 +157,17 @@ def test_what_cannot_be_is_refused(tmp_path: Path, flags: tuple[str, ...], code:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_codes_that_all_stay_get_no_new_ids(tmp_path: Path) -> None:
+    codes = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "km.npy", codes.numpy())
+    make_features(tmp_path / "feats.h5", x=codes.repeat(3, 1).numpy())
+    done = toc("optimize", "km.npy", "--features", "feats.h5", "--assume", "--codes", "used", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "all 16 codes stay as they are" in done.err
+    assert "new ids" not in done.err
+    assert torch.equal(load_file(tmp_path / "km.toc.safetensors")["0.code_map"][0, 0], torch.arange(16))
+
+
 def test_a_dead_first_code_cannot_be_masked(tmp_path: Path) -> None:
     codes = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "km.npy", codes.flip(0).numpy())  # 47 is dead, and becomes 0

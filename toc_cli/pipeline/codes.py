@@ -190,6 +190,12 @@ def code_warning(source: Source) -> dict[str, Any]:
     assert source.codes is not None
     about = source.codes.about
     label = printable(source.book.shown, 120)
+    if about["after"] == about["before"]:
+        return {
+            "id": "codes",
+            "codebook": source.id,
+            "text": f"{label}: all {about['before'][0]:,} codes stay as they are.",
+        }
     text = f"{label}: {about['after'][0]:,} of {about['before'][0]:,} codes stay, under new ids (toc remap rewrites old tokens)"
     if about["merged"]:
         text += f"; {about['changed_share']:.2%} of the tokens merge into another code's and change meaning"
