@@ -354,3 +354,56 @@ def test_a_single_code_is_used_once_anything_is():
     assert [usage.used_if_uniform(1, rows) for rows in (0, 1, 9)] == [0, 1, 1]
     assert usage.is_rarefied(79, [4, 8])
     assert not usage.is_rarefied(80, [4, 8])
+
+
+@given(st.integers(0, 1000), st.integers(10, 24), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_studentised_interval_is_that_of_a_loop_over_resamples(seed, blocks, paired):
+    rng = np.random.default_rng(seed)
+    names = ("a", "a") if paired else ("a", "b")
+    strata = [(name, blocks) for name in names]
+    above, below = rng.exponential(size=2 * blocks), rng.uniform(1, 2, size=2 * blocks)
+    weights = bootstrap.resample_together(strata, seed, 60)
+
+    def ratio_and_error(times):
+        """Of units drawn so often: every block written out as often as it is drawn, per sample or (paired) per pair."""
+        drawn = [np.repeat(np.arange(blocks), part.astype(int)) for part in np.split(times, 2)]
+        halves = [(np.split(above, 2)[at][drawn[at]], np.split(below, 2)[at][drawn[at]]) for at in (0, 1)]
+        ratio = sum(half[0].sum() for half in halves) / sum(half[1].sum() for half in halves)
+        rests = [half[0] - ratio * half[1] for half in halves]
+        units = [rests[0] + rests[1]] if paired else rests
+        variance = sum(blocks * np.var(unit, ddof=1) for unit in units)
+        return ratio, math.sqrt(variance) / sum(half[1].sum() for half in halves)
+
+    ratio, error = ratio_and_error(np.ones(2 * blocks))
+    each = np.array([ratio_and_error(times) for times in weights])
+    low, high = np.quantile((each[:, 0] - ratio) / each[:, 1], [0.025, 0.975])
+    found = bootstrap.studentised(above, below, weights, strata)
+    np.testing.assert_allclose(found, [ratio - high * error, ratio - low * error], rtol=1e-9, atol=1e-12)
+
+
+def test_no_studentised_interval_where_resamples_have_no_spread():
+    rare = np.eye(12)[0]  # one block of twelve: every third resample misses it
+    weights = bootstrap.resample(12, 0, 200)
+    ones, twelve = np.ones(12), [("x", 12)]
+    assert bootstrap.studentised(rare, ones, weights, twelve) is None
+    assert bootstrap.studentised(ones, ones, weights, twelve) is None
+    assert bootstrap.studentised(np.full(12, np.nan), ones, weights, twelve) is None
+    assert bootstrap.studentised(np.arange(12.0), 0 * ones, weights, twelve) is None
+    assert bootstrap.studentised(np.arange(12.0), ones, weights, twelve) is not None
+    nine = bootstrap.resample(9, 0, 200)
+    assert bootstrap.studentised(np.arange(9.0), np.ones(9), nine, [("x", 9)]) is None
+
+
+def test_intervals_stay_within_what_a_figure_can_be():
+    blocks = 12
+    missed = 6 * 0.6 ** np.arange(blocks)
+    agree, error = (10 - missed)[:, None], np.arange(1.0, 13)[:, None]
+    sums = metrics.Sums(np.full(blocks, 10), agree, np.full((blocks, 1), np.nan), error)
+    found = metrics.ratio_intervals(sums, bootstrap.resample(blocks, 0), [("x", blocks)], full=sums, level=None)
+    assert "near_tie_rate" not in found  # not asked for
+    assert "excess_distortion" not in found  # without any spread
+    low, high = found["token_agreement"]
+    assert 0 <= low < sums.agree.sum() / 120 < high <= 1
+    low, high = found["distortion"]
+    assert 0 <= low < 0.65 < high

@@ -17,6 +17,8 @@ RESAMPLES = 1000
 LEVEL = 0.95
 FEW = 20
 """Units below which an interval says more about them than about where they come from."""
+FEWEST = 10
+"""Units below which a resample repeats so many that its own spread says nothing."""
 
 
 def resample(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
@@ -63,6 +65,42 @@ def interval(
         tail = float(special.ndtr(np.sqrt(blocks / (blocks - 1)) * special.stdtrit(blocks - 1, tail)))
     low, high = np.quantile(moved, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def studentised(
+    numerator: np.ndarray, denominator: np.ndarray, weights: np.ndarray, strata: Sequence[tuple[Hashable, int]]
+) -> tuple[float, float] | None:
+    """The 95 % bootstrap-t interval of the ratio of two totals, from sums of blocks (B,) and `resample_together`'s weights (R, B).
+
+    Each resample's distance from the sample's ratio is divided by its own standard error, that of the linearised ratio, so that
+    a skewed figure reaches further on its long side, where percentiles of few units fall short (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, section 12.5). None with fewer than `FEWEST` units of a kind, or where a resample has
+    no spread of its own: percentiles serve there.
+    """
+    edges = np.cumsum([0, *(blocks for _, blocks in strata)])
+    parts: dict[Hashable, list[slice]] = {}
+    for (name, _), start, stop in zip(strata, edges, edges[1:], strict=False):
+        parts.setdefault(name, []).append(slice(start, stop))
+    every = np.concatenate([np.ones((1, weights.shape[1])), weights])  # the sample itself first
+    below = every @ denominator
+    if not (np.isfinite(numerator).all() and (below > 0).all()):
+        return None
+    ratio = (every @ numerator) / below
+    squares = np.zeros(len(every))
+    for places in parts.values():
+        times, blocks = every[:, places[0]], places[0].stop - places[0].start
+        if blocks < FEWEST:
+            return None
+        above, under = (sum(values[place] for place in places) for values in (numerator, denominator))
+        total = times @ above - ratio * (times @ under)
+        power = times @ above**2 - 2 * ratio * (times @ (above * under)) + ratio**2 * (times @ under**2)
+        squares += blocks / (blocks - 1) * np.maximum(power - total**2 / blocks, 0)
+    errors = np.sqrt(squares) / below
+    if not (errors > 1e-6 * abs(ratio[0])).all():
+        return None
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile((ratio[1:] - ratio[0]) / errors[1:], [tail, 1 - tail])
+    return float(ratio[0] - high * errors[0]), float(ratio[0] - low * errors[0])
 
 
 def beyond_chance(chosen: np.ndarray, random: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -5,14 +5,14 @@ Legend: N rows, B blocks, R resamples, L levels, H heads, V width of the vectors
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from toc_cli.ops.bootstrap import totals
+from toc_cli.ops.bootstrap import studentised, totals
 from toc_cli.ops.linear import float64
 from toc_cli.ops.quantiser import Lookup, Quantiser
 
@@ -24,6 +24,10 @@ TILE_NUMBERS = 1 << 16
 """Numbers of a tile of rows: half a MiB in float64, so that what is computed of them stays in cache."""
 TOTALS_NUMBERS = 1 << 21
 """Numbers of totals over resamples that are held at a time: 16 MiB."""
+RANGES = {
+    "near_tie_rate": (0.0, 1.0), "distortion": (0.0, np.inf), "token_agreement": (0.0, 1.0), "excess_distortion": (-1.0, np.inf),
+}  # fmt: skip
+"""What a ratio can be at all."""
 
 
 @dataclass(frozen=True)
@@ -122,22 +126,41 @@ def measure(
     `snr_db`, which is 10 log10(mean |x - mean x|^2 / distortion). `level` looks at one level (agreement, near ties) or through
     it (distortion). NaN where undefined: logits, or a division by a distortion of 0.
     """
-    at = slice(None) if level is None else slice(level, level + 1)
-    through = -1 if level is None else level
-    rows = totals(sums.rows, weights)
-    error = totals(sums.error, weights)[:, through]
     result = {
-        "near_tie_rate": totals(sums.near, weights)[:, at].mean(axis=1) / rows,
-        "distortion": error / rows,
+        name: _ratio(totals(above, weights), totals(below, weights)) - less
+        for name, (above, below, less) in _ratios(sums, full, level).items()
     }
-    if full is not None:
-        result["token_agreement"] = totals(sums.agree, weights)[:, at].mean(axis=1) / rows
-        result["excess_distortion"] = _ratio(error, totals(full.error, weights)[:, through]) - 1
     if spread is not None:
+        rows = totals(sums.rows, weights)
         power = totals(spread.second, weights) / rows - _squared_means(spread.first, weights, rows)
         with np.errstate(divide="ignore", invalid="ignore"):
             result["snr_db"] = 10 * np.log10(_ratio(power, result["distortion"]))
     return result
+
+
+def ratio_intervals(
+    sums: Sums, weights: np.ndarray, strata: Sequence[tuple[Hashable, int]], *, full: Sums | None, level: int | None
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap-t intervals of the figures of `measure` that are ratios of totals, within what each can be; those that have none
+    are left out."""
+    found = {}
+    for name, (above, below, less) in _ratios(sums, full, level).items():
+        if bounds := studentised(above, below, weights, strata):
+            least, most = RANGES[name]
+            found[name] = (max(bounds[0] - less, least), min(bounds[1] - less, most))
+    return found
+
+
+def _ratios(sums: Sums, full: Sums | None, level: int | None) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """Per figure the block sums (B,) above and below the line, and what is taken off their ratio."""
+    at = slice(None) if level is None else slice(level, level + 1)
+    through = -1 if level is None else level
+    rows, error = sums.rows.astype(np.float64), sums.error[:, through]
+    found = {"near_tie_rate": (sums.near[:, at].mean(axis=1), rows, 0.0), "distortion": (error, rows, 0.0)}
+    if full is not None:
+        found["token_agreement"] = (sums.agree[:, at].mean(axis=1), rows, 0.0)
+        found["excess_distortion"] = (error, full.error[:, through], 1.0)
+    return found
 
 
 def _squared_means(first: np.ndarray, weights: np.ndarray | None, rows: np.ndarray) -> np.ndarray:

@@ -12,9 +12,10 @@ import torch
 from toc_cli.errors import OutputError
 from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
-from toc_cli.io.families import detect, levels, recode
-from toc_cli.io.families.base import Mode
-from toc_cli.io.families.emit import edits
+from toc_cli.io.families import detect, levels
+from toc_cli.io.families.base import Codebook, Mode
+from toc_cli.io.families.cut import Cut
+from toc_cli.io.families.emit import Dimensions
 from toc_cli.io.families.lean import left_out
 from toc_cli.io.families.offered import supported
 from toc_cli.io.names import printable
@@ -44,30 +45,28 @@ def edits_for(ckpt: Checkpoint, chosen: Chosen, mode: Mode, options: Options, fi
     """What `mode` changes in the whole file: upon `first` the edits of every codebook, one upon the other, and what `--lean` leaves
     out."""
     so_far = first
-    for source, choice in chosen:
-        if source.codes is not None:
-            so_far = recode.recoded(ckpt, source.codes.before.book, mode, recoding(source), so_far)
-        elif source.refreshed is not None:
-            so_far = recode.recoded(ckpt, source.book, mode, rewriting(source), so_far)
-        if options.recuts and choice.keeps_all:
-            continue
-        so_far = edits(
-            ckpt,
-            source.book,
-            mode,
-            kept=choice.kept,
-            fill=torch.from_numpy(choice.fill),
-            rotation=choice.rotation,
-            on=so_far,
-        )
-    for source, _ in chosen:
-        if source.whole is not None and mode == "sliced":
-            so_far = levels.without_levels(ckpt, source.whole.book, source.book.levels, so_far, lean=options.lean)
+    for book, cut in cuts_of(chosen, options):
+        so_far = cut.edits(ckpt, book, mode, so_far)
     if not options.lean:
         return so_far
     without = frozenset(key for keys in left_out(ckpt, [source.book for source, _ in chosen]).values() for key in keys)
     tensors = {key: tensor for key, tensor in so_far.tensors.items() if key not in without}
     return replace(so_far, tensors=tensors, without=so_far.without | without)
+
+
+def cuts_of(chosen: Chosen, options: Options) -> list[tuple[Codebook, Cut]]:
+    """What is removed, in the order in which it goes, each beside the codebook as it stood before: of every codebook codes, then
+    dimensions; of all of them levels last."""
+    found: list[tuple[Codebook, Cut]] = []
+    for source, choice in chosen:
+        if source.codes is not None:
+            found.append((source.codes.before.book, recoding(source)))
+        elif source.refreshed is not None:
+            found.append((source.book, rewriting(source)))
+        if not (options.recuts and choice.keeps_all):
+            found.append((source.book, Dimensions(choice.kept, torch.from_numpy(choice.fill), choice.rotation)))
+    wholes = [(source.whole.book, source.book.levels) for source, _ in chosen if source.whole is not None]
+    return [*found, *((book, levels.Levels(count, options.lean)) for book, count in wholes)]
 
 
 def tied(ckpt: Checkpoint, source: Source) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from toc_cli.ops import work
 from toc_cli.ops.bootstrap import FEW, beyond_chance, interval, resample_together
 from toc_cli.ops.figures import figures
 from toc_cli.ops.geometry import Geometry, geometry, usage_rank
-from toc_cli.ops.metrics import measure, stack
+from toc_cli.ops.metrics import measure, ratio_intervals, stack
 from toc_cli.ops.scores import dead_dimensions
 from toc_cli.ops.usage import count_tokens, is_rarefied, js_bits, matches, resampled_usage, usage
 from toc_cli.pipeline.census import pairs_of
@@ -153,8 +153,12 @@ class BookRecord:
             many |= resampled_usage(tokens, run.block_of_row, codes, weights)
             sides.append({field: one.get(field) for field in _FIELDS})
             blocks = independent_blocks(run)
+            sharp = ratio_intervals(run.sums[name], weights, run.strata, full=full, level=level)
             intervals.append(
-                {field: _interval(values, blocks, one.get(field), field) for field, values in many.items()}
+                {
+                    field: list(sharp[field]) if field in sharp else _interval(values, blocks, one.get(field), field)
+                    for field, values in many.items()
+                }
             )
         return sides[0], sides[1], {"before": intervals[0], "after": intervals[1]}
 

@@ -6,6 +6,7 @@ Legend: as of `space`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -20,6 +21,19 @@ from toc_cli.io.families.space import Space, space
 from toc_cli.io.names import printable
 
 DIRECTION_TO_MAGNITUDE = {"weight_g": ("weight_v", "weight_g"), "original0": ("original1", "original0")}
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """A cut of dimensions, or a rotation into fewer: the arguments of `edits`."""
+
+    kept: torch.Tensor
+    fill: torch.Tensor
+    rotation: torch.Tensor | None = None
+
+    def edits(self, ckpt: Checkpoint, book: Codebook, mode: Mode, on: Edits) -> Edits:
+        """As of `cut.Cut`."""
+        return edits(ckpt, book, mode, kept=self.kept, fill=self.fill, rotation=self.rotation, on=on)
 
 
 def edits(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toc_cli.errors import UsageError
@@ -23,6 +23,19 @@ from toc_cli.io.names import printable
 ALL_LEVELS = "a file of the same shapes keeps every level, and the later ones would quantise what the cut ones left"
 TOKENS = "it leaves every token as it was, so no level can go"
 DAC_SETTINGS = ("metadata", "kwargs")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A cut to the first levels."""
+
+    count: int
+    lean: bool = False
+    """Whether the optimizer's state, which numbers its tensors, is left out as well."""
+
+    def edits(self, ckpt: Checkpoint, book: Codebook, mode: Mode, on: Edits) -> Edits:
+        """As of `cut.Cut`; `book` is the codebook with all its levels."""
+        return without_levels(ckpt, book, self.count, on, lean=self.lean) if mode == "sliced" else on
 
 
 def first(book: Codebook, count: int) -> Codebook:

@@ -46,6 +46,10 @@ class Recoding:
     before: Sequence[torch.Tensor]
     """(H, K_l, D) the old ones, as they are looked up."""
 
+    def edits(self, ckpt: Checkpoint, book: Codebook, mode: Mode, on: Edits) -> Edits:
+        """As of `cut.Cut`; `book` is the codebook with all its codes."""
+        return recoded(ckpt, book, mode, self, on)
+
     def changed(self, level: int, head: int) -> list[int]:
         """New ids whose vector is not that of their old id: merged ones, or estimated anew."""
         old = self.before[level][head][self.ids[level][head]]
