@@ -240,6 +240,7 @@ def _run(path: Path, source: str, tests: tuple[str, ...]) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))  # this checkout's package, wherever another is installed
     torch.set_num_threads(1)
     options = [
         "-q",
