@@ -243,11 +243,11 @@ def test_cpc(seed: int, b: int, t: int, steps: int) -> None:
 
 
 def test_cpc_accuracy_counts_the_clips_that_know_their_own_last_step() -> None:
-    x = torch.zeros(3, 4, 3)
-    x[:, 3] = torch.eye(3)
-    predictions = torch.zeros(3, 4, 2, 3)
-    predictions[:, 1, 1] = torch.eye(3)[[0, 2, 1]]
-    assert float(cpc_accuracy(x, predictions, 1)) == pytest.approx(1 / 3)
+    x = torch.zeros(4, 4, 4)
+    x[:, 3] = torch.eye(4)
+    predictions = torch.zeros(4, 4, 2, 4)
+    predictions[:, 1, 1] = torch.eye(4)[[0, 2, 1, 3]]
+    assert float(cpc_accuracy(x, predictions, 1)) == pytest.approx(1 / 2)
 
 
 def test_cpc_counts_the_missing_of_either_side() -> None:
@@ -255,6 +255,16 @@ def test_cpc_counts_the_missing_of_either_side() -> None:
     some = [torch.tensor([[1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 1, 1]]).bool()]
     fewer = [side[[0, 1, 3]] for side in (x[0], predictions[0])]
     same(cpc(x, predictions, torch.tensor([0]), some), float(cpc(fewer[:1], fewer[1:], torch.tensor([0]), [None])))
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_cpc_takes_a_modality_without_a_list_of_seconds_as_there_throughout(without: int) -> None:
+    x, predictions = [rand(m, 4, 3, 2) for m in range(2)], [rand(2 + m, 4, 3, 1, 2) for m in range(2)]
+    seconds: list[torch.Tensor | None] = [flags(1, 4, 3), flags(1, 4, 3)]
+    seconds[without] = torch.ones(4, 3, dtype=torch.bool)
+    expected = float(cpc(x, predictions, torch.tensor([0, 1]), seconds))
+    seconds[without] = None
+    same(cpc(x, predictions, torch.tensor([0, 1]), seconds), expected)
 
 
 def test_a_guessing_net_is_half_as_wide_inside() -> None:

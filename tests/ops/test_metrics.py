@@ -360,22 +360,22 @@ def test_a_single_code_is_used_once_anything_is():
 @settings(max_examples=25, deadline=None)
 def test_studentised_interval_is_that_of_a_loop_over_resamples(seed, blocks, paired):
     rng = np.random.default_rng(seed)
-    names = ("a", "a") if paired else ("a", "b")
-    strata = [(name, blocks) for name in names]
-    above, below = rng.exponential(size=2 * blocks), rng.uniform(1, 2, size=2 * blocks)
+    counts = (blocks, blocks if paired else 2 * blocks)
+    strata = list(zip(("a", "a") if paired else ("a", "b"), counts, strict=True))
+    above, below = rng.exponential(size=sum(counts)), rng.uniform(1, 2, size=sum(counts))
     weights = bootstrap.resample_together(strata, seed, 60)
 
     def ratio_and_error(times):
         """Of units drawn so often: every block written out as often as it is drawn, per sample or (paired) per pair."""
-        drawn = [np.repeat(np.arange(blocks), part.astype(int)) for part in np.split(times, 2)]
-        halves = [(np.split(above, 2)[at][drawn[at]], np.split(below, 2)[at][drawn[at]]) for at in (0, 1)]
+        drawn = [np.repeat(np.arange(len(part)), part.astype(int)) for part in np.split(times, [blocks])]
+        halves = [(np.split(above, [blocks])[at][drawn[at]], np.split(below, [blocks])[at][drawn[at]]) for at in (0, 1)]
         ratio = sum(half[0].sum() for half in halves) / sum(half[1].sum() for half in halves)
         rests = [half[0] - ratio * half[1] for half in halves]
         units = [rests[0] + rests[1]] if paired else rests
-        variance = sum(blocks * np.var(unit, ddof=1) for unit in units)
+        variance = sum(len(unit) * np.var(unit, ddof=1) for unit in units)
         return ratio, math.sqrt(variance) / sum(half[1].sum() for half in halves)
 
-    ratio, error = ratio_and_error(np.ones(2 * blocks))
+    ratio, error = ratio_and_error(np.ones(sum(counts)))
     each = np.array([ratio_and_error(times) for times in weights])
     low, high = np.quantile((each[:, 0] - ratio) / each[:, 1], [0.025, 0.975])
     found = bootstrap.studentised(above, below, weights, strata)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from toc_cli.bench.intervals import FIGURES, Replication
+from toc_cli.bench.intervals import FIGURES, Replication, measured
 from toc_cli.ops.bootstrap import interval, resample_together
 from toc_cli.pipeline.record import independent_blocks
 from toc_cli.pipeline.sample import Measured
@@ -46,3 +48,11 @@ def test_few_blocks_widen_an_interval_and_one_has_none() -> None:
     assert widths[0] > widths[1] > widths[2] > plain
     assert widths[2] < 1.05 * plain
     assert interval(values, blocks=1) is None
+
+
+@pytest.mark.parametrize(("clips", "few"), [(19, True), (20, False)])
+def test_fewer_than_twenty_clips_are_few(tmp_path: Path, clips: int, few: bool) -> None:
+    save_file({"quantize.embedding.weight": torch.randn(4, 3)}, tmp_path / "codes.safetensors")
+    rows = np.random.default_rng(0).normal(size=(clips, 5, 3)).astype(np.float32)
+    sample = measured(tmp_path / "codes.safetensors", {"x": rows}, None, 0)["sample"]
+    assert (sample["units"], sample["few_units"]) == (clips, few)

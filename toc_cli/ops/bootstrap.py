@@ -78,24 +78,24 @@ def studentised(
     no spread of its own: percentiles serve there.
     """
     edges = np.cumsum([0, *(blocks for _, blocks in strata)])
-    parts: dict[Hashable, list[slice]] = {}
+    places: dict[Hashable, list[slice]] = {}
     for (name, _), start, stop in zip(strata, edges, edges[1:], strict=False):
-        parts.setdefault(name, []).append(slice(start, stop))
-    every = np.concatenate([np.ones((1, weights.shape[1])), weights])  # the sample itself first
-    below = every @ denominator
-    if not (np.isfinite(numerator).all() and (below > 0).all()):
+        places.setdefault(name, []).append(slice(start, stop))
+    kinds = []
+    for same in places.values():
+        above, below = (sum(values[place] for place in same) for values in (numerator, denominator))
+        columns = np.stack([above, below, above * above, above * below, below * below], axis=1)
+        drawn = totals(columns, weights[:, same[0]])
+        kinds.append((len(columns), np.concatenate([totals(columns), drawn]).T))  # the sample itself first
+    under = sum(sums[1] for _, sums in kinds)
+    if min(blocks for blocks, _ in kinds) < FEWEST or not (np.isfinite(numerator).all() and (under > 0).all()):
         return None
-    ratio = (every @ numerator) / below
-    squares = np.zeros(len(every))
-    for places in parts.values():
-        times, blocks = every[:, places[0]], places[0].stop - places[0].start
-        if blocks < FEWEST:
-            return None
-        above, under = (sum(values[place] for place in places) for values in (numerator, denominator))
-        total = times @ above - ratio * (times @ under)
-        power = times @ above**2 - 2 * ratio * (times @ (above * under)) + ratio**2 * (times @ under**2)
-        squares += blocks / (blocks - 1) * np.maximum(power - total**2 / blocks, 0)
-    errors = np.sqrt(squares) / below
+    ratio = sum(sums[0] for _, sums in kinds) / under
+    squares = np.zeros(len(ratio))
+    for blocks, (n, d, nn, nd, dd) in kinds:
+        power = nn - 2 * ratio * nd + ratio**2 * dd - (n - ratio * d) ** 2 / blocks
+        squares += blocks / (blocks - 1) * np.maximum(power, 0)
+    errors = np.sqrt(squares) / under
     if not (errors > 1e-6 * abs(ratio[0])).all():
         return None
     tail = (1 - LEVEL) / 2

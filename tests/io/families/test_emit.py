@@ -18,6 +18,7 @@ from toc_cli.io.checkpoint import open_checkpoint
 from toc_cli.io.checkpoint.base import Checkpoint, Edits
 from toc_cli.io.families import detect, emit, generic
 from toc_cli.io.families.base import Codebook, Parts, Site
+from toc_cli.io.families.space import space
 from toc_cli.ops.quantiser import Quantiser, quantiser
 
 
@@ -264,6 +265,16 @@ def test_weight_norm_is_cut_through_the_weight(spelling: object, mode: str) -> N
     reads = spelling(torch.nn.Conv1d(3, 5, 3, padding=1, padding_mode="replicate"))  # type: ignore[operator]
     reads.load_state_dict({k.removeprefix("after."): t for k, t in edited.items() if k.startswith("after.")})
     torch.testing.assert_close(reads(edited["table"][tokens].transpose(1, 2)), expected)
+    basis = turn(1, 1, 6, 3)
+    turned = emit.edits(ckpt, codebook, "sliced", kept=kept, fill=fill, rotation=basis).tensors
+    small.load_state_dict({k.removeprefix("before."): t for k, t in turned.items() if k.startswith("before.")})
+    torch.testing.assert_close(small(x), torch.einsum("dk,ndt->nkt", basis[0, 0].float(), before(x)))
+    inside = basis[0, 0] @ basis[0, 0].T
+    whole = tensors["table"].double() @ inside + fill[0, 0] @ (torch.eye(6, dtype=torch.float64) - inside)
+    reads.load_state_dict({k.removeprefix("after."): t for k, t in turned.items() if k.startswith("after.")})
+    torch.testing.assert_close(
+        reads(turned["table"][tokens].transpose(1, 2)), after(whole.float()[tokens].transpose(1, 2))
+    )
 
 
 def test_a_channel_that_loses_all_its_weight_is_zero_not_nan() -> None:
@@ -501,3 +512,14 @@ def test_parts_never_claim_levels_that_are_no_tables() -> None:
     (codebook,) = detect(ckpt)
     parts: Parts = codebook.parts(ckpt)
     assert (codebook.levels, codebook.exact_levels, len(parts.tables)) == (2, 1, 1)
+
+
+def test_a_level_that_keeps_fewer_has_columns_of_zeros():
+    """(L, H, D, D') basis of kept dimensions (-1: none), column by column."""
+    (book,) = detect(MemoryCheckpoint({"quantize.embedding.weight": torch.randn(4, 3)}))
+    kept = torch.tensor([[[0, 2]], [[1, -1]]])
+    found = space(book, kept, torch.full((2, 1, 3), 0.5, dtype=torch.float64))
+    expected = torch.tensor([[[[1, 0], [0, 0], [0, 1]]], [[[0, 0], [1, 0], [0, 0]]]], dtype=torch.float64)
+    assert torch.equal(found.basis, expected)
+    assert torch.equal(found.constant, torch.tensor([[[0, 0.5, 0]], [[0.5, 0, 0.5]]], dtype=torch.float64))
+    assert found.sizes == (2, 1)
