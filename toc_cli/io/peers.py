@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import threading
@@ -53,6 +54,7 @@ class Peers:
         self.rank, self.world = rank, world
         self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         self._store: Any = None
+        self._left = threading.Event()
 
     def join(self, backend: str, patience: float = JOIN) -> None:
         """Meet every other process within `patience` seconds and form the process group. TocError that names who is missing."""
@@ -75,7 +77,9 @@ class Peers:
             if time.monotonic() > until:
                 raise self._missing(absent, patience)
             time.sleep(0.05)
-        threading.Thread(target=self._beat, name="alive", daemon=True).start()
+        alive = threading.Thread(target=self._beat, name="alive", daemon=True)
+        alive.start()
+        atexit.register(self._leave, alive)
         with self.watched():
             dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.world)
 
@@ -108,11 +112,16 @@ class Peers:
     def _beat(self) -> None:
         """A sign of life in the store, until it or this process ends."""
         try:
-            while True:
+            while not self._left.is_set():
                 self._store.add(f"alive/{self.rank}", 1)
-                time.sleep(BEAT)
+                self._left.wait(BEAT)
         except RuntimeError:
             return
+
+    def _leave(self, alive: threading.Thread) -> None:
+        """Before the interpreter ends: a thread that it meets inside the store's C++ would abort the process."""
+        self._left.set()
+        alive.join(SILENT)
 
     def _silent(self) -> list[int]:
         """The ranks that give no sign of life while we wait for one; rank 0 where the store went with it."""
