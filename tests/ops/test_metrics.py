@@ -362,7 +362,7 @@ def test_studentised_interval_is_that_of_a_loop_over_resamples(seed, blocks, pai
     rng = np.random.default_rng(seed)
     counts = (blocks, blocks if paired else 2 * blocks)
     strata = list(zip(("a", "a") if paired else ("a", "b"), counts, strict=True))
-    above, below = rng.exponential(size=sum(counts)), rng.uniform(1, 2, size=sum(counts))
+    above, below = rng.gamma(4, size=sum(counts)), rng.uniform(1, 2, size=sum(counts))
     weights = bootstrap.resample_together(strata, seed, 60)
 
     def ratio_and_error(times):
@@ -391,13 +391,17 @@ def test_no_studentised_interval_where_resamples_have_no_spread():
     assert bootstrap.studentised(np.full(12, np.nan), ones, weights, twelve) is None
     assert bootstrap.studentised(np.arange(12.0), 0 * ones, weights, twelve) is None
     assert bootstrap.studentised(np.arange(12.0), ones, weights, twelve) is not None
+    outlier = np.where(np.arange(12) == 3, 1e5, np.arange(12.0))
+    assert (
+        bootstrap.studentised(outlier, ones, weights, twelve) is None
+    )  # it reached a thousand times beyond the outlier
     nine = bootstrap.resample(9, 0, 200)
     assert bootstrap.studentised(np.arange(9.0), np.ones(9), nine, [("x", 9)]) is None
 
 
 def test_intervals_stay_within_what_a_figure_can_be():
     blocks = 12
-    missed = 6 * 0.6 ** np.arange(blocks)
+    missed = 6 * 0.75 ** np.arange(blocks)
     agree, error = (10 - missed)[:, None], np.arange(1.0, 13)[:, None]
     sums = metrics.Sums(np.full(blocks, 10), agree, np.full((blocks, 1), np.nan), error)
     found = metrics.ratio_intervals(sums, bootstrap.resample(blocks, 0), [("x", blocks)], full=sums, level=None)

@@ -19,6 +19,9 @@ FEW = 20
 """Units below which an interval says more about them than about where they come from."""
 FEWEST = 10
 """Units below which a resample repeats so many that its own spread says nothing."""
+STEADY = 0.1
+"""Share of the sample's standard error below which that of a resample says that it missed the units which make the spread: a
+distance divided by it would have no bound."""
 
 
 def resample(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
@@ -74,8 +77,8 @@ def studentised(
 
     Each resample's distance from the sample's ratio is divided by its own standard error, that of the linearised ratio, so that
     a skewed figure reaches further on its long side, where percentiles of few units fall short (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, section 12.5). None with fewer than `FEWEST` units of a kind, or where a resample has
-    no spread of its own: percentiles serve there.
+    Introduction to the Bootstrap, 1993, section 12.5). None with fewer than `FEWEST` units of a kind, or where the spread is that
+    of a unit or two (`STEADY`): percentiles serve there.
     """
     edges = np.cumsum([0, *(blocks for _, blocks in strata)])
     places: dict[Hashable, list[slice]] = {}
@@ -96,7 +99,7 @@ def studentised(
         power = nn - 2 * ratio * nd + ratio**2 * dd - (n - ratio * d) ** 2 / blocks
         squares += blocks / (blocks - 1) * np.maximum(power, 0)
     errors = np.sqrt(squares) / under
-    if not (errors > 1e-6 * abs(ratio[0])).all():
+    if not (errors > STEADY * errors[0]).all():
         return None
     tail = (1 - LEVEL) / 2
     low, high = np.quantile((ratio[1:] - ratio[0]) / errors[1:], [tail, 1 - tail])
